@@ -1,0 +1,1 @@
+"""A simulated venue: a server on loopback with a venue's own protocol and a known true book."""

@@ -1,0 +1,129 @@
+"""`python -m services.simulator`: a simulated venue in a process of its own."""
+
+import argparse
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import uvloop
+from pydantic import ValidationError
+
+from services.simulator.capture import CaptureError, CaptureMarket
+from services.simulator.generated import GeneratedMarket, GeneratedSettings
+from services.simulator.listing import DEFAULT_SYMBOLS, more_symbols
+from services.simulator.market import Market
+from services.simulator.protocol import VenueProtocol
+from services.simulator.server import SimulatedVenue
+from services.simulator.venues import VENUES
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run until interrupted; the exit status is 2 for a bad command line, 1 when it cannot start."""
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        market = _market(given)
+    except (ValidationError, CaptureError, ValueError) as error:
+        parser.error(_sentence(error))
+    try:
+        uvloop.run(_serve(market, VENUES[given.venue](), given.host, given.port))
+    except OSError as error:
+        print(
+            f"cannot listen on {given.host}:{given.port}: {error.strerror or error}; "
+            "stop what holds the port, or choose another with --port (0 is any free one)",
+            file=sys.stderr,
+        )
+        return 1
+    except KeyboardInterrupt:
+        pass
+    return 0
+
+
+async def _serve(market: Market, protocol: VenueProtocol, host: str, port: int) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    async with SimulatedVenue(market, host, port, protocol=protocol) as venue:
+        print(f"simulated {protocol.name}: {len(market.symbols)} symbols")
+        print(f"  REST       {venue.rest_url}/api/v3")
+        print(f"  WebSocket  {venue.ws_url}/stream?streams=")
+        print(f"  truth      {venue.rest_url}/sim/stats", flush=True)
+        await stop.wait()
+
+
+def _parser() -> argparse.ArgumentParser:
+    defaults = GeneratedSettings()
+    parser = argparse.ArgumentParser(
+        prog="python -m services.simulator",
+        description="A simulated venue on loopback: the venue's own protocol, and a known truth.",
+    )
+    parser.add_argument("--venue", choices=sorted(VENUES), default="binance")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=9300, help="0 takes a free one")
+    captured = parser.add_argument_group("a recorded market")
+    captured.add_argument("--capture", type=Path, help="play this .jsonl or .jsonl.gz file")
+    captured.add_argument(
+        "--speed", default="1", help="times the recorded pace, or 'max' (as clients take it)"
+    )
+    captured.add_argument("--loop", action="store_true", help="begin again at the end")
+    made = parser.add_argument_group("a generated market")
+    made.add_argument("--symbols", default=",".join(DEFAULT_SYMBOLS), help="comma-separated")
+    made.add_argument("--symbol-count", type=int, help="list this many, made-up ones included")
+    made.add_argument("--seed", type=int, default=defaults.seed)
+    made.add_argument(
+        "--depth-rate", type=float, default=defaults.depth_rate, help="frames/s a symbol"
+    )
+    made.add_argument(
+        "--trade-rate", type=float, default=defaults.trade_rate, help="taker orders/s a symbol"
+    )
+    made.add_argument(
+        "--changes", type=int, default=defaults.changes_per_side, help="levels a side and frame"
+    )
+    made.add_argument("--levels", type=int, default=defaults.levels, help="levels a side")
+    return parser
+
+
+def _market(given: argparse.Namespace) -> Market:
+    if given.capture is not None:
+        return CaptureMarket(given.capture, speed=_speed(given.speed), loop=given.loop)
+    symbols = tuple(name for name in given.symbols.upper().split(",") if name)
+    if given.symbol_count is not None:
+        symbols = more_symbols(given.symbol_count, symbols)
+    return GeneratedMarket(
+        GeneratedSettings(
+            symbols=symbols,
+            seed=given.seed,
+            depth_rate=given.depth_rate,
+            trade_rate=given.trade_rate,
+            changes_per_side=given.changes,
+            levels=given.levels,
+        )
+    )
+
+
+def _speed(text: str) -> float | None:
+    if text == "max":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"--speed: expected a number above 0 or 'max', got {text!r}") from None
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        return "; ".join(
+            f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()
+        )
+    return str(error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

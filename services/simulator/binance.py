@@ -1,0 +1,312 @@
+"""Binance spot market streams, as the venue writes them.
+
+Follows "WebSocket Streams for Binance" of the Binance spot API documentation.
+"""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import unquote
+
+from aiohttp import web
+
+from services.simulator.binance_rest import BinanceRest
+from services.simulator.connection import Connection, Variant
+from services.simulator.fixed import SCALE, eight_decimals
+from services.simulator.market import (
+    AggregateTrade,
+    BestPrices,
+    Candle,
+    DepthUpdate,
+    Event,
+    RawFrame,
+    Ticker,
+    Trade,
+)
+from services.simulator.protocol import BadHandshakeError, VenueProtocol
+
+if TYPE_CHECKING:
+    from services.simulator.server import SimulatedVenue
+
+__all__ = ["BinanceSpot", "to_microseconds"]
+
+_CACHED = 400_000
+_METHODS = ("SUBSCRIBE", "UNSUBSCRIBE", "LIST_SUBSCRIPTIONS", "SET_PROPERTY", "GET_PROPERTY")
+_TIMES = re.compile(rb'"(?:E|T|t|O|C|time|serverTime)":\d{13}(?=[,}])')
+
+
+def to_microseconds(payload: bytes) -> bytes:
+    """The payload with its millisecond times in microseconds (`timeUnit=microsecond`)."""
+    return _TIMES.sub(rb"\g<0>000", payload)
+
+
+class _Prices(dict[int, bytes]):
+    """`["PRICE","` by units of 1e-8; formatting is the dearest part of a depth frame."""
+
+    def __missing__(self, units: int) -> bytes:
+        if len(self) >= _CACHED:
+            self.clear()
+        text = b'["%d.%08d","' % divmod(units, SCALE)
+        self[units] = text
+        return text
+
+
+class _Quantities(dict[int, bytes]):
+    """`QUANTITY"]` by units of 1e-8."""
+
+    def __missing__(self, units: int) -> bytes:
+        if len(self) >= _CACHED:
+            self.clear()
+        text = b'%d.%08d"]' % divmod(units, SCALE)
+        self[units] = text
+        return text
+
+
+class BinanceSpot(VenueProtocol):
+    """Binance spot: combined and raw streams, SUBSCRIBE and its kin, `/api/v3`."""
+
+    name = "binance"
+    websocket_paths = ("/stream", "/ws", "/ws/{streams:.*}")
+
+    def __init__(self) -> None:
+        self._price = _Prices()
+        self._quantity = _Quantities()
+        self._encoders: dict[type, Callable[[Any], bytes]] = {
+            DepthUpdate: self._depth,
+            BestPrices: self._best,
+            Trade: self._trade,
+            AggregateTrade: self._aggregate,
+            Candle: self._candle,
+            Ticker: self._ticker,
+            RawFrame: lambda event: event.payload,
+        }
+
+    def open(self, request: web.Request) -> tuple[Variant, list[str]]:
+        """`/stream?streams=a/b` is combined, `/ws/a` and `/ws` are raw."""
+        unit = request.query.get("timeUnit", "millisecond")
+        if unit.lower() not in ("millisecond", "microsecond"):
+            raise BadHandshakeError(
+                '{"code":-1138,"msg":"Invalid timeUnit; expected millisecond or microsecond."}'
+            )
+        combined = request.path == "/stream"
+        if combined:
+            named = request.query.get("streams", "")
+        else:
+            named = unquote(request.match_info.get("streams", ""))
+        streams = list(dict.fromkeys(stream for stream in named.split("/") if stream))
+        return Variant(combined, unit.lower() == "microsecond"), streams
+
+    def stream_of(self, event: Event) -> str:
+        """`btcusdt@depth@100ms` and so on."""
+        if type(event) is DepthUpdate:
+            return _depth_stream(event.symbol, event.interval_ms)
+        if type(event) is RawFrame:
+            return event.stream
+        return _stream(event.symbol, _KINDS[type(event)])
+
+    def symbol_of(self, stream: str) -> str | None:
+        """`btcusdt@trade` belongs to BTCUSDT; `!ticker@arr` to none."""
+        symbol, at, _ = stream.partition("@")
+        return symbol.upper() if at and not symbol.startswith("!") else None
+
+    def is_depth(self, stream: str) -> bool:
+        """Whether it is `@depth` or `@depth@100ms`."""
+        return stream.partition("@")[2] in ("depth", "depth@100ms", "depth@1000ms")
+
+    def event_id(self, event: Event) -> int | None:
+        """Trade id or aggregate trade id."""
+        if type(event) is Trade:
+            return event.trade_id
+        if type(event) is AggregateTrade:
+            return event.aggregate_id
+        if type(event) is RawFrame and event.event_id >= 0 and event.stream.endswith("rade"):
+            return event.event_id
+        return None
+
+    def encode(self, event: Event) -> bytes:
+        """The bare event, fields in the venue's order."""
+        return self._encoders[type(event)](event)
+
+    def frame(self, event: Event, stream: str, payload: bytes, variant: Variant) -> bytes:
+        """The event, wrapped for combined connections; captured frames as they were."""
+        if variant.combined:
+            if type(event) is RawFrame and event.wrapped is not None:
+                text = event.wrapped
+            else:
+                text = b'{"stream":"%b","data":%b}' % (stream.encode(), payload)
+        else:
+            text = payload
+        return to_microseconds(text) if variant.microseconds else text
+
+    def shutdown_event(self, time_us: int) -> bytes:
+        """`serverShutdown`, never wrapped: it belongs to no stream."""
+        return b'{"e":"serverShutdown","E":%d}' % (time_us // 1000)
+
+    def rest_routes(self, venue: "SimulatedVenue") -> list[web.RouteDef]:
+        """`/api/v3/...`."""
+        return BinanceRest(venue).routes()
+
+    def _depth(self, event: DepthUpdate) -> bytes:
+        price, quantity = self._price, self._quantity
+        return b'{"e":"depthUpdate","E":%d,"s":"%b","U":%d,"u":%d,"b":[%b],"a":[%b]}' % (
+            event.time_us // 1000,
+            event.symbol.encode(),
+            event.first_id,
+            event.last_id,
+            b",".join([price[p] + quantity[q] for p, q in event.bids]),
+            b",".join([price[p] + quantity[q] for p, q in event.asks]),
+        )
+
+    def _best(self, event: BestPrices) -> bytes:
+        return (
+            f'{{"u":{event.update_id},"s":"{event.symbol}",'
+            f'"b":"{eight_decimals(event.bid)}","B":"{eight_decimals(event.bid_quantity)}",'
+            f'"a":"{eight_decimals(event.ask)}","A":"{eight_decimals(event.ask_quantity)}"}}'
+        ).encode()
+
+    def _trade(self, event: Trade) -> bytes:
+        milliseconds = event.time_us // 1000
+        return (
+            f'{{"e":"trade","E":{milliseconds},"s":"{event.symbol}","t":{event.trade_id},'
+            f'"p":"{eight_decimals(event.price)}","q":"{eight_decimals(event.quantity)}",'
+            f'"T":{milliseconds},"m":{_boolean(event.buyer_is_maker)},"M":true}}'
+        ).encode()
+
+    def _aggregate(self, event: AggregateTrade) -> bytes:
+        milliseconds = event.time_us // 1000
+        return (
+            f'{{"e":"aggTrade","E":{milliseconds},"s":"{event.symbol}","a":{event.aggregate_id},'
+            f'"p":"{eight_decimals(event.price)}","q":"{eight_decimals(event.quantity)}",'
+            f'"f":{event.first_trade_id},"l":{event.last_trade_id},"T":{milliseconds},'
+            f'"m":{_boolean(event.buyer_is_maker)},"M":true}}'
+        ).encode()
+
+    def _candle(self, event: Candle) -> bytes:
+        return (
+            f'{{"e":"kline","E":{event.time_us // 1000},"s":"{event.symbol}",'
+            f'"k":{{"t":{event.open_us // 1000},"T":{event.close_us // 1000},'
+            f'"s":"{event.symbol}","i":"1m","f":{event.first_trade_id},"L":{event.last_trade_id},'
+            f'"o":"{eight_decimals(event.open)}","c":"{eight_decimals(event.close)}",'
+            f'"h":"{eight_decimals(event.high)}","l":"{eight_decimals(event.low)}",'
+            f'"v":"{eight_decimals(event.volume)}","n":{event.trades},'
+            f'"x":{_boolean(event.closed)},"q":"{eight_decimals(event.quote_volume)}",'
+            f'"V":"{eight_decimals(event.taker_volume)}",'
+            f'"Q":"{eight_decimals(event.taker_quote_volume)}","B":"0"}}}}'
+        ).encode()
+
+    def _ticker(self, event: Ticker) -> bytes:
+        change = event.last - event.open
+        average = event.quote_volume * SCALE // event.volume if event.volume else 0
+        return (
+            f'{{"e":"24hrTicker","E":{event.time_us // 1000},"s":"{event.symbol}",'
+            f'"p":"{eight_decimals(change)}","P":"{change / event.open * 100:.3f}",'
+            f'"w":"{eight_decimals(average)}","x":"{eight_decimals(event.previous_close)}",'
+            f'"c":"{eight_decimals(event.last)}","Q":"{eight_decimals(event.last_quantity)}",'
+            f'"b":"{eight_decimals(event.bid)}","B":"{eight_decimals(event.bid_quantity)}",'
+            f'"a":"{eight_decimals(event.ask)}","A":"{eight_decimals(event.ask_quantity)}",'
+            f'"o":"{eight_decimals(event.open)}","h":"{eight_decimals(event.high)}",'
+            f'"l":"{eight_decimals(event.low)}","v":"{eight_decimals(event.volume)}",'
+            f'"q":"{eight_decimals(event.quote_volume)}","O":{event.open_us // 1000},'
+            f'"C":{event.time_us // 1000},"F":{event.first_trade_id},"L":{event.last_trade_id},'
+            f'"n":{event.trades}}}'
+        ).encode()
+
+    def request(self, venue: "SimulatedVenue", connection: Connection, text: str) -> bytes:
+        """SUBSCRIBE, UNSUBSCRIBE, LIST_SUBSCRIPTIONS, SET_PROPERTY and GET_PROPERTY."""
+        try:
+            message = json.loads(text)
+        except ValueError as error:
+            where = f"line {getattr(error, 'lineno', 1)} column {getattr(error, 'colno', 1)}"
+            return _error(3, f"Invalid JSON: expected value at {where}", None)
+        if not isinstance(message, dict):
+            return _error(2, "Invalid request: expected an object", None)
+        number = message.get("id")
+        if number is not None and (
+            not isinstance(number, int | str) or isinstance(number, bool) or _negative(number)
+        ):
+            return _error(2, "Invalid request: request ID must be an unsigned integer", None)
+        if "method" not in message:
+            return _error(2, "Invalid request: missing field `method` at line 1 column 1", number)
+        method, params = message["method"], message.get("params", [])
+        if method not in _METHODS:
+            return _error(
+                2,
+                f"Invalid request: unknown variant `{method}`, expected one of "
+                f"{', '.join(f'`{known}`' for known in _METHODS)} at line 1 column 1",
+                number,
+            )
+        if method == "LIST_SUBSCRIPTIONS":
+            return _result(list(connection.streams), number)
+        if method in ("SET_PROPERTY", "GET_PROPERTY"):
+            return _property(connection, method, params, number)
+        if not isinstance(params, list) or not all(isinstance(item, str) for item in params):
+            return _error(2, "Invalid request: params must be an array of strings", number)
+        streams = list(dict.fromkeys(cast("list[str]", params)))
+        if method == "UNSUBSCRIBE":
+            for stream in streams:
+                venue.hub.unsubscribe(connection, stream)
+            return _result(None, number)
+        limit = venue.settings.max_streams
+        if len(connection.streams.keys() | set(streams)) > limit:
+            return _error(
+                2, f"Invalid request: more than {limit} streams on one connection", number
+            )
+        for stream in streams:
+            venue.hub.subscribe(connection, stream)
+        return _result(None, number)
+
+
+_KINDS: dict[type, str] = {
+    BestPrices: "bookTicker",
+    Trade: "trade",
+    AggregateTrade: "aggTrade",
+    Candle: "kline_1m",
+    Ticker: "ticker",
+}
+
+
+@lru_cache(maxsize=100_000)
+def _stream(symbol: str, kind: str) -> str:
+    return f"{symbol.lower()}@{kind}"
+
+
+@lru_cache(maxsize=100_000)
+def _depth_stream(symbol: str, interval_ms: int) -> str:
+    return f"{symbol.lower()}@depth@100ms" if interval_ms == 100 else f"{symbol.lower()}@depth"
+
+
+def _property(
+    connection: Connection, method: str, params: object, number: int | str | None
+) -> bytes:
+    asked: Sequence[object] = params if isinstance(params, list) else []
+    if not asked or not isinstance(asked[0], str):
+        return _error(2, "Invalid request: property name must be a string", number)
+    if asked[0] != "combined":
+        return _error(0, "Unknown property", number)
+    if len(asked) > (2 if method == "SET_PROPERTY" else 1):
+        return _error(2, "Invalid request: too many parameters", number)
+    if method == "GET_PROPERTY":
+        return _result(connection.variant.combined, number)
+    if len(asked) < 2 or not isinstance(asked[1], bool):
+        return _error(1, "Invalid value type: expected Boolean", number)
+    connection.variant = connection.variant._replace(combined=asked[1])
+    return _result(None, number)
+
+
+def _negative(number: int | str) -> bool:
+    return isinstance(number, int) and number < 0
+
+
+def _result(result: object, number: int | str | None) -> bytes:
+    return json.dumps({"result": result, "id": number}, separators=(",", ":")).encode()
+
+
+def _error(code: int, text: str, number: int | str | None) -> bytes:
+    told = {"error": {"code": code, "msg": text}, "id": number}
+    return json.dumps(told, separators=(",", ":")).encode()
+
+
+def _boolean(value: bool) -> str:
+    return "true" if value else "false"

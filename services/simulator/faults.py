@@ -1,0 +1,316 @@
+"""Faults that can be switched on and off while the venue runs, each counted."""
+
+import enum
+import json
+import random
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+__all__ = ["Fault", "FaultError", "FaultKind", "FaultSet", "FaultSpec", "corrupted"]
+
+
+class FaultKind(enum.StrEnum):
+    """What can be made to go wrong."""
+
+    DROP = "drop"
+    """A frame is not sent."""
+    DUPLICATE = "duplicate"
+    """A frame is sent twice."""
+    REORDER = "reorder"
+    """A frame is sent after the next one of its stream."""
+    CORRUPT = "corrupt"
+    """A frame is damaged; `mode` says how."""
+    DELAY = "delay"
+    """A frame, and all that follows it on the connection, waits `seconds`."""
+    CUT = "cut"
+    """The connection ends: close `code`, or `abort` for a broken TCP connection. At once on every
+    connection in scope, or in place of the next matching frame with `when` = "frame"."""
+    SILENCE = "silence"
+    """New subscriptions are acknowledged and then nothing is sent on them."""
+    REFUSE = "refuse_connections"
+    """A new WebSocket connection is refused with HTTP `status`, or by `abort`."""
+    SHUTDOWN = "server_shutdown"
+    """The shutdown event is sent at once to the connections in scope, which end after `seconds`."""
+    STALE_SNAPSHOT = "stale_snapshot"
+    """REST depth answers with a true but old book: older than any diff the clients were sent, or
+    `behind` update ids old."""
+    REST_LIMIT = "rest_429"
+    """REST answers 429 with `retry_after`."""
+    REST_BAN = "rest_418"
+    """REST answers 418 with `retry_after`."""
+    REST_ERROR = "rest_5xx"
+    """REST answers `status`."""
+    REST_SLOW = "rest_slow"
+    """REST answers `seconds` late."""
+
+
+_ON_FRAMES = frozenset(
+    {
+        FaultKind.DROP,
+        FaultKind.DUPLICATE,
+        FaultKind.REORDER,
+        FaultKind.CORRUPT,
+        FaultKind.DELAY,
+        FaultKind.CUT,
+    }
+)
+_ON_REST = frozenset(
+    {
+        FaultKind.STALE_SNAPSHOT,
+        FaultKind.REST_LIMIT,
+        FaultKind.REST_BAN,
+        FaultKind.REST_ERROR,
+        FaultKind.REST_SLOW,
+    }
+)
+_STREAMED = frozenset({"symbol", "stream", "connection"})
+_OPTIONS: dict[FaultKind, frozenset[str]] = {
+    FaultKind.DROP: _STREAMED,
+    FaultKind.DUPLICATE: _STREAMED,
+    FaultKind.REORDER: _STREAMED,
+    FaultKind.CORRUPT: _STREAMED | {"mode"},
+    FaultKind.DELAY: _STREAMED | {"seconds"},
+    FaultKind.CUT: _STREAMED | {"code", "abort", "when"},
+    FaultKind.SILENCE: _STREAMED,
+    FaultKind.REFUSE: frozenset({"status", "abort"}),
+    FaultKind.SHUTDOWN: _STREAMED | {"seconds"},
+    FaultKind.STALE_SNAPSHOT: frozenset({"symbol", "behind"}),
+    FaultKind.REST_LIMIT: frozenset({"symbol", "path", "retry_after"}),
+    FaultKind.REST_BAN: frozenset({"symbol", "path", "retry_after"}),
+    FaultKind.REST_ERROR: frozenset({"symbol", "path", "status"}),
+    FaultKind.REST_SLOW: frozenset({"symbol", "path", "seconds"}),
+}
+_ALWAYS = frozenset({"kind", "count", "probability", "skip"})
+
+
+class FaultError(ValueError):
+    """A fault request that makes no sense; the text says what was expected."""
+
+
+class FaultSpec(BaseModel):
+    """One fault: what, where (all of the scopes that are set must match), how often."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: FaultKind
+    """What goes wrong."""
+    symbol: str | None = None
+    """Only this symbol, upper case."""
+    stream: str | None = None
+    """Only this stream, or every stream of this kind when it begins with `@` (`@depth@100ms`)."""
+    connection: str | None = None
+    """Only this connection, by its name in `/sim/connections`."""
+    path: str | None = None
+    """Only REST requests to this path; None is every venue path."""
+    count: Annotated[int, Field(ge=1)] | None = 1
+    """How many times it happens; None until it is removed."""
+    probability: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Chance at each occasion in scope."""
+    skip: Annotated[int, Field(ge=0)] = 0
+    """Occasions in scope to let pass first."""
+    mode: Literal["json", "truncate", "types", "binary", "utf8", "empty"] = "json"
+    """How a frame is damaged: broken JSON, cut in half, wrong types, a binary frame, bytes that
+    are not UTF-8, or an empty text."""
+    seconds: Annotated[float, Field(ge=0, le=86_400)] = 1.0
+    """Length of a delay, a slow answer, or the notice before a shutdown."""
+    code: Annotated[int, Field(ge=1000, le=4999)] = 1001
+    """WebSocket close code of a cut."""
+    abort: bool = False
+    """Break the TCP connection instead of closing it properly."""
+    when: Literal["now", "frame"] = "now"
+    """When a cut happens."""
+    status: Annotated[int, Field(ge=400, le=599)] = 503
+    """HTTP status of a refusal or of an error."""
+    retry_after: Annotated[int, Field(ge=0, le=86_400)] = 1
+    """`Retry-After` of a 429 or 418, seconds."""
+    behind: Annotated[int, Field(ge=1)] | None = None
+    """Update ids that a stale answer is behind."""
+
+    @model_validator(mode="after")
+    def _options_belong(self) -> "FaultSpec":
+        allowed = _OPTIONS[self.kind] | _ALWAYS
+        foreign = sorted(self.model_fields_set - allowed)
+        if foreign:
+            raise ValueError(
+                f"{', '.join(foreign)} does not apply to {self.kind.value}; "
+                f"it takes {', '.join(sorted(allowed - {'kind'}))}"
+            )
+        if self.kind is FaultKind.REST_ERROR and self.status < 500:
+            raise ValueError(f"expected a status of 500 to 599 for rest_5xx, got {self.status}")
+        return self
+
+
+class Fault:
+    """A fault that was set, and how often it happened."""
+
+    def __init__(self, number: int, spec: FaultSpec) -> None:
+        self.id = number
+        self.spec = spec
+        self.hits = 0
+        """How often it happened."""
+        self.seen = 0
+        """Occasions in scope, whether it happened or not."""
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether it happened as often as asked."""
+        return self.spec.count is not None and self.hits >= self.spec.count
+
+    def describe(self) -> dict[str, Any]:
+        """JSON-ready: the request as understood, and its counters."""
+        told = self.spec.model_dump(mode="json", include=set(_OPTIONS[self.spec.kind] | _ALWAYS))
+        return {
+            "id": self.id,
+            **told,
+            "hits": self.hits,
+            "seen": self.seen,
+            "exhausted": self.exhausted,
+        }
+
+
+class FaultSet:
+    """The faults in force. Chance is seeded, so a run can be repeated."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.totals: dict[str, int] = {kind.value: 0 for kind in FaultKind}
+        """How often each kind has happened, removed faults included."""
+        self.on_frames: list[Fault] = []
+        """The faults which every frame must be held against, oldest first."""
+        self._faults: dict[int, Fault] = {}
+        self._next = 1
+        self._random = random.Random(f"faults {seed}")  # noqa: S311
+
+    def parse(self, request: object) -> FaultSpec:
+        """A fault from JSON-like data.
+
+        Raises:
+            FaultError: with what was expected, field by field.
+
+        """
+        if not isinstance(request, dict):
+            raise FaultError(
+                f"expected a JSON object such as {{'kind': 'drop'}}, got {_kind(request)}"
+            )
+        try:
+            return FaultSpec.model_validate(request)
+        except ValidationError as error:
+            told = "; ".join(
+                f"{'.'.join(map(str, problem['loc'])) or 'fault'}: {problem['msg']}"
+                for problem in error.errors()
+            )
+            raise FaultError(told) from error
+
+    def add(self, spec: FaultSpec) -> Fault:
+        """Put a fault in force."""
+        fault = Fault(self._next, spec)
+        self._next += 1
+        self._faults[fault.id] = fault
+        self._refresh()
+        return fault
+
+    def remove(self, number: int) -> Fault | None:
+        """End one fault; None if there is none of that id."""
+        fault = self._faults.pop(number, None)
+        self._refresh()
+        return fault
+
+    def clear(self) -> int:
+        """End all faults; how many there were."""
+        count = len(self._faults)
+        self._faults.clear()
+        self._refresh()
+        return count
+
+    def all(self) -> list[Fault]:
+        """Every fault that was set and not removed, oldest first."""
+        return list(self._faults.values())
+
+    def fires(self, fault: Fault) -> bool:
+        """Whether the fault happens on this occasion, which must be in its scope; counts it."""
+        if fault.exhausted:
+            return False
+        fault.seen += 1
+        if fault.seen <= fault.spec.skip:
+            return False
+        if fault.spec.probability < 1 and self._random.random() >= fault.spec.probability:
+            return False
+        self.happened(fault)
+        return True
+
+    def happened(self, fault: Fault) -> None:
+        """Count one happening."""
+        fault.hits += 1
+        self.totals[fault.spec.kind.value] += 1
+        if fault.exhausted:
+            self._refresh()
+
+    def first(
+        self,
+        kind: FaultKind,
+        *,
+        symbol: str | None = None,
+        stream: str | None = None,
+        connection: str | None = None,
+        path: str | None = None,
+    ) -> Fault | None:
+        """The oldest fault of that kind in scope that happens now; counted."""
+        for fault in self.all():
+            spec = fault.spec
+            if (
+                spec.kind is kind
+                and in_scope(spec, symbol, stream)
+                and spec.connection in (None, connection)
+                and spec.path in (None, path)
+                and self.fires(fault)
+            ):
+                return fault
+        return None
+
+    def _refresh(self) -> None:
+        self.on_frames = [
+            fault
+            for fault in self._faults.values()
+            if fault.spec.kind in _ON_FRAMES
+            and not fault.exhausted
+            and (fault.spec.kind is not FaultKind.CUT or fault.spec.when == "frame")
+        ]
+
+
+def in_scope(spec: FaultSpec, symbol: str | None, stream: str | None) -> bool:
+    """Whether a symbol and a stream are within what the fault names."""
+    if spec.symbol is not None and spec.symbol != symbol:
+        return False
+    if spec.stream is None or stream is None:
+        return spec.stream is None
+    if spec.stream.startswith("@"):
+        return "@" + stream.partition("@")[2] == spec.stream
+    return spec.stream == stream
+
+
+def corrupted(text: bytes, mode: str) -> tuple[bytes, int]:
+    """(payload, WebSocket opcode) of a damaged frame."""
+    if mode == "truncate":
+        return text[: len(text) // 2], 1
+    if mode == "binary":
+        return b"\x00\xff\xfe" + text[:64], 2
+    if mode == "utf8":
+        return text[:-2] + b"\xff\xfe", 1
+    if mode == "empty":
+        return b"", 1
+    if mode == "types":
+        message = json.loads(text)
+        inner = message.get("data", message)
+        for key, value in inner.items():
+            if isinstance(value, list):
+                inner[key] = "not a list"
+            elif isinstance(value, int) and not isinstance(value, bool):
+                inner[key] = {"not": "a number"}
+            elif key != "e":
+                inner[key] = None
+        return json.dumps(message, separators=(",", ":")).encode(), 1
+    return text[:-1] + b",]", 1
+
+
+def _kind(value: object) -> str:
+    return "null" if value is None else type(value).__name__
