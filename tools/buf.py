@@ -56,7 +56,7 @@ def prepare_third_party(root: Path = ROOT) -> Path:
 
 
 def run_buf(*arguments: str, root: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """Run buf in `root` with this interpreter's programs first on the path; never raises on failure.
+    """Run buf in `root`, this interpreter's programs first on the path, and return how it ended.
 
     Raises BufError when buf is not installed.
     """

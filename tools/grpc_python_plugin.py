@@ -3,13 +3,13 @@
 buf calls plugins as programs, and grpcio-tools ships its gRPC generator only inside its protoc.
 """
 
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 from google.protobuf.compiler import plugin_pb2
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
-from grpc_tools import protoc
 
 __all__ = ["generate", "main"]
 
@@ -28,16 +28,20 @@ def generate(request: plugin_pb2.CodeGeneratorRequest) -> plugin_pb2.CodeGenerat
         descriptors.write_bytes(FileDescriptorSet(file=request.proto_file).SerializeToString())
         out = Path(folder) / "out"
         out.mkdir()
-        status = protoc.main(
-            [
-                "protoc",
-                f"--descriptor_set_in={descriptors}",
-                f"--grpc_python_out={out}",
-                *files,
-            ]
-        )
-        if status != 0:
-            response.error = f"the gRPC generator of grpcio-tools ended with status {status}"
+        command = [
+            sys.executable,
+            "-m",
+            "grpc_tools.protoc",
+            f"--descriptor_set_in={descriptors}",
+            f"--grpc_python_out={out}",
+            *files,
+        ]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode != 0:
+            response.error = (
+                f"the gRPC generator of grpcio-tools ended with status {result.returncode}: "
+                f"{result.stderr.strip()}"
+            )
             return response
         for path in sorted(out.rglob("*.py")):
             name = path.relative_to(out).as_posix()
