@@ -1,0 +1,1 @@
+"""Collects what venues publish: connections, books, trades; encodes each event once; publishes."""

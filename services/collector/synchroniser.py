@@ -1,0 +1,424 @@
+"""Keeps one book in step with its venue, or says that it is not. Pure: no sockets, no clocks.
+
+Frames and snapshots go in; encoded updates, snapshots and statuses come out through `BookOutput`,
+in the order in which a subscriber must see them. The same object runs live, in replay and in
+`marketprism verify`.
+
+The life of a book:
+
+    SYNCING --snapshot bridges--> SYNCED --gap, cut, malformed frame--> RESYNCING --> SYNCED ...
+
+Every way into SYNCED begins a new epoch with a snapshot at sequence 0. While the book is not in
+step diffs are buffered (bounded), and a snapshot is asked for through `BookOutput`.
+"""
+
+from collections import deque
+from typing import Protocol
+
+from marketprism.market.v1 import order_book_pb2 as pb
+from services.collector.book import OrderBook
+from services.collector.encoding import OrderBookEncoder
+from services.collector.venues.base import BookDiff, BookSnapshot, VenueAdapter
+from services.shared.decimals import InvalidDecimalError
+
+__all__ = ["BookOutput", "BookSynchroniser", "SnapshotPolicy"]
+
+_SYNCING = pb.ORDER_BOOK_STATE_SYNCING
+_SYNCED = pb.ORDER_BOOK_STATE_SYNCED
+_RESYNCING = pb.ORDER_BOOK_STATE_RESYNCING
+_STALE = pb.ORDER_BOOK_STATE_STALE
+
+
+class BookOutput(Protocol):
+    """Where a book's messages go. Calls come in the order that subscribers must see."""
+
+    def publish_update(self, payload: bytes, epoch: int, sequence: int) -> None:
+        """Take an encoded OrderBookUpdate."""
+
+    def publish_snapshot(self, payload: bytes, epoch: int, sequence: int) -> None:
+        """Take an encoded OrderBookSnapshot."""
+
+    def publish_status(self, status: pb.OrderBookStatus) -> None:
+        """Take a change of state."""
+
+    def request_snapshot(self, reason: "pb.OrderBookReason.ValueType") -> None:
+        """Fetch a snapshot of the venue, single-flight and with backoff, and hand it to the book."""
+
+
+class SnapshotPolicy:
+    """When a book repeats itself, and how much it holds.
+
+    `every_updates` and `every_seconds`: a periodic snapshot after that many updates, or after that
+    long if anything changed; `refresh_seconds`: even if nothing did, so that a stream's retention
+    never leaves a book without one. `max_buffered`: diffs kept while waiting for the venue's
+    snapshot. `max_levels`: levels a side kept at the most. `min_levels`: a side that has fewer
+    within the published horizon is rebuilt.
+    """
+
+    __slots__ = (
+        "every_seconds",
+        "every_updates",
+        "max_buffered",
+        "max_levels",
+        "min_levels",
+        "refresh_seconds",
+    )
+
+    def __init__(
+        self,
+        *,
+        every_updates: int = 2000,
+        every_seconds: float = 30.0,
+        refresh_seconds: float = 240.0,
+        max_buffered: int = 5000,
+        max_levels: int = 20_000,
+        min_levels: int = 20,
+    ) -> None:
+        self.every_updates = every_updates
+        self.every_seconds = every_seconds
+        self.refresh_seconds = refresh_seconds
+        self.max_buffered = max_buffered
+        self.max_levels = max_levels
+        self.min_levels = min_levels
+
+
+class BookSynchroniser:
+    """One instrument's book and its continuity.
+
+    Times are nanoseconds since 1970, taken by the caller at the socket read. Counters are public
+    and only grow: `frames` (diffs received), `applied`, `duplicates` (diffs already contained),
+    `gaps` (breaks of the venue's sequence), `resyncs` (rebuilds after having been in step),
+    `malformed`.
+    """
+
+    def __init__(
+        self,
+        exchange: str,
+        symbol: str,
+        adapter: VenueAdapter,
+        output: BookOutput,
+        policy: SnapshotPolicy,
+        *,
+        epoch_floor: int = 0,
+    ) -> None:
+        self.exchange = exchange
+        self.symbol = symbol
+        self.book = OrderBook()
+        self.state: pb.OrderBookState.ValueType = _SYNCING
+        self.reason: pb.OrderBookReason.ValueType = pb.ORDER_BOOK_REASON_STARTUP
+        self.detail = ""
+        self.epoch = 0
+        self.sequence = 0
+        self.venue_sequence = 0
+        self.exchange_time = 0
+        self.receive_time = 0
+        self.frames = 0
+        self.applied = 0
+        self.duplicates = 0
+        self.gaps = 0
+        self.resyncs = 0
+        self.malformed = 0
+        self.muted = False
+        self._adapter = adapter
+        self._output = output
+        self._policy = policy
+        self._encoder = OrderBookEncoder(exchange, symbol)
+        self._epoch_floor = epoch_floor
+        self._buffer: deque[tuple[BookDiff, int]] = deque(maxlen=policy.max_buffered)
+        self._out_of_step_since = 0
+        self._updates_since_snapshot = 0
+        self._snapshot_time = 0
+        self._waiting = False
+
+    # What comes in
+
+    def begin(self, now: int) -> None:
+        """Start synchronising: the diffs of this instrument flow from now on."""
+        if self._out_of_step_since == 0:
+            self._out_of_step_since = now
+        if self.state == _SYNCING and self.epoch == 0:
+            self._publish_status(now)
+        self._ask(self.reason)
+
+    def on_diff(self, diff: BookDiff, receive_time: int) -> None:
+        """Take the next diff as it was received."""
+        self.frames += 1
+        if self.state != _SYNCED:
+            if self.state == _STALE:
+                self._recover_from_stale(diff, receive_time)
+                return
+            self._buffer.append((diff, receive_time))
+            return
+        if diff.previous == self.venue_sequence:
+            self._apply(diff, receive_time)
+        elif self.sequence == 0 and self._adapter.bridges(diff, self.venue_sequence):
+            # The snapshot came ahead of every buffered diff; this is the first to continue it.
+            self._apply(diff, receive_time)
+        elif diff.last <= self.venue_sequence:
+            self.duplicates += 1
+        else:
+            self.gaps += 1
+            detail = (
+                f"expected a diff that continues {self.venue_sequence}, "
+                f"got {diff.first}..{diff.last} that continues {diff.previous}"
+            )
+            self._lose(pb.ORDER_BOOK_REASON_VENUE_GAP, detail, receive_time)
+            self._buffer.append((diff, receive_time))
+
+    def on_snapshot(self, snapshot: BookSnapshot, receive_time: int) -> None:
+        """Take the venue's answer to `request_snapshot`."""
+        self._waiting = False
+        if self.state == _SYNCED:
+            return
+        covered = self._adapter.covered
+        buffer = self._buffer
+        while buffer and covered(buffer[0][0], snapshot.last):
+            buffer.popleft()
+        if buffer and not self._adapter.bridges(buffer[0][0], snapshot.last):
+            first = buffer[0][0]
+            self.on_snapshot_failed(
+                pb.ORDER_BOOK_REASON_SNAPSHOT_STALE,
+                f"the venue's snapshot at {snapshot.last} does not reach "
+                f"the first buffered diff {first.first}..{first.last}",
+                receive_time,
+            )
+            return
+        try:
+            self.book.replace(snapshot.bids, snapshot.asks, limit=snapshot.limit)
+        except InvalidDecimalError as error:
+            self.on_snapshot_failed(
+                pb.ORDER_BOOK_REASON_SNAPSHOT_FAILED, f"malformed snapshot: {error}", receive_time
+            )
+            return
+        self.venue_sequence = snapshot.last
+        self.exchange_time = snapshot.exchange_time
+        self.receive_time = receive_time
+        self._begin_epoch(receive_time)
+        pending = list(buffer)
+        buffer.clear()
+        for diff, received in pending:
+            # `frames` counted these when they came; a hole among them leads back to RESYNCING,
+            # and then the rest is buffered again.
+            self.frames -= 1
+            self.on_diff(diff, received)
+
+    def on_snapshot_failed(
+        self, reason: "pb.OrderBookReason.ValueType", detail: str, now: int
+    ) -> None:
+        """Note why there is no snapshot yet, tell it, and ask again."""
+        self._waiting = False
+        if self.state == _SYNCED:
+            return
+        self.reason = reason
+        self.detail = detail
+        self._publish_status(now)
+        self._ask(reason)
+
+    def on_malformed(self, detail: str, now: int) -> None:
+        """A frame of this book could not be read: what it held is missing."""
+        self.malformed += 1
+        self._lose(pb.ORDER_BOOK_REASON_MALFORMED_FRAME, detail, now)
+
+    def on_disconnected(self, detail: str, now: int) -> None:
+        """Note that the connection that carried the diffs has ended; nothing continues it."""
+        self._buffer.clear()
+        self._waiting = False
+        if self.state in (_SYNCED, _STALE):
+            self._transition(_RESYNCING, pb.ORDER_BOOK_REASON_VENUE_DISCONNECTED, detail, now)
+            self.resyncs += 1
+
+    def on_silence(self, detail: str, now: int) -> None:
+        """Note that the feed is silent for longer than it should be."""
+        if self.state == _SYNCED:
+            self._transition(_STALE, pb.ORDER_BOOK_REASON_FEED_SILENT, detail, now)
+
+    def rebuild(self, reason: "pb.OrderBookReason.ValueType", detail: str, now: int) -> None:
+        """Give the book up and build it again from a fresh snapshot."""
+        if self.state in (_SYNCED, _STALE):
+            self._lose(reason, detail, now)
+        else:
+            self._ask(reason)
+
+    def mute(self) -> None:
+        """Publish nothing from now on; the book itself goes on. For a broker that is away."""
+        self.muted = True
+
+    def unmute(self, now: int) -> None:
+        """Publish again: what was not published cannot be continued, so a new epoch begins."""
+        if not self.muted:
+            return
+        self.muted = False
+        if self.state == _SYNCED:
+            self._out_of_step_since = self._out_of_step_since or now
+            self.reason = pb.ORDER_BOOK_REASON_BROKER_BACKPRESSURE
+            self._begin_epoch(now)
+        else:
+            self._publish_status(now)
+
+    def tick(self, now: int) -> None:
+        """Look after what time alone brings: periodic snapshots, the horizon, the size."""
+        if self.state != _SYNCED or self.muted:
+            return
+        age = (now - self._snapshot_time) / 1e9
+        due = (
+            self._policy.every_seconds
+            if self._updates_since_snapshot
+            else (self._policy.refresh_seconds)
+        )
+        if age >= due:
+            self._periodic(now)
+
+    # What is told
+
+    @property
+    def in_step(self) -> bool:
+        """Whether the book equals the venue's at `venue_sequence`."""
+        return self.state == _SYNCED
+
+    def status(self, now: int, *, outage_ns: int = 0) -> pb.OrderBookStatus:
+        """Build the status message of this moment."""
+        status = pb.OrderBookStatus(
+            exchange=self.exchange,
+            symbol=self.symbol,
+            epoch=self.epoch,
+            sequence=self.sequence,
+            venue_sequence=self.venue_sequence,
+            state=self.state,
+            reason=self.reason,
+            detail=self.detail,
+            outage_ms=outage_ns // 1_000_000,
+        )
+        status.time.FromNanoseconds(now)
+        return status
+
+    # Inside
+
+    def _apply(self, diff: BookDiff, receive_time: int) -> None:
+        try:
+            levels = self.book.apply(diff.bids, diff.asks)
+        except InvalidDecimalError as error:
+            self.on_malformed(str(error), receive_time)
+            return
+        self.applied += 1
+        self.sequence = sequence = self.sequence + 1
+        previous = self.venue_sequence
+        self.venue_sequence = last = diff.last
+        self.exchange_time = exchange_time = diff.exchange_time
+        self.receive_time = receive_time
+        if self.muted:
+            return
+        self._output.publish_update(
+            self._encoder.update(
+                sequence, exchange_time, receive_time, last, diff.first, previous, levels
+            ),
+            self.epoch,
+            sequence,
+        )
+        self._updates_since_snapshot += 1
+        if self._updates_since_snapshot >= self._policy.every_updates:
+            self._periodic(receive_time)
+
+    def _begin_epoch(self, now: int) -> None:
+        outage = now - self._out_of_step_since if self._out_of_step_since else 0
+        # Microseconds since 1970, so that it grows across restarts without being stored; the floor
+        # keeps it growing when a clock is set back.
+        self.epoch = max(self.epoch + 1, self._epoch_floor + 1, now // 1000)
+        self.sequence = 0
+        self._encoder.begin_epoch(self.epoch)
+        self.state = _SYNCED
+        self.reason = pb.ORDER_BOOK_REASON_SYNCHRONISED
+        self.detail = ""
+        self._out_of_step_since = 0
+        self._publish_snapshot(pb.SNAPSHOT_REASON_EPOCH_START, now)
+        if not self.muted:
+            self._output.publish_status(self.status(now, outage_ns=max(outage, 0)))
+
+    def _recover_from_stale(self, diff: BookDiff, receive_time: int) -> None:
+        if diff.previous == self.venue_sequence:
+            self._transition(_SYNCED, pb.ORDER_BOOK_REASON_SYNCHRONISED, "", receive_time)
+        else:
+            self.gaps += 1
+            self._lose(
+                pb.ORDER_BOOK_REASON_VENUE_GAP,
+                f"after silence: expected a diff that continues {self.venue_sequence}, "
+                f"got {diff.first}..{diff.last}",
+                receive_time,
+            )
+        self.frames -= 1
+        self.on_diff(diff, receive_time)
+
+    def _lose(self, reason: "pb.OrderBookReason.ValueType", detail: str, now: int) -> None:
+        if self.state in (_SYNCED, _STALE):
+            self.resyncs += 1
+            self._transition(_RESYNCING, reason, detail, now)
+        self._buffer.clear()
+        self._ask(reason)
+
+    def _transition(
+        self,
+        state: "pb.OrderBookState.ValueType",
+        reason: "pb.OrderBookReason.ValueType",
+        detail: str,
+        now: int,
+    ) -> None:
+        outage = 0
+        if state == _SYNCED:
+            outage = now - self._out_of_step_since if self._out_of_step_since else 0
+            self._out_of_step_since = 0
+        elif self._out_of_step_since == 0:
+            self._out_of_step_since = now
+        self.state = state
+        self.reason = reason
+        self.detail = detail
+        if not self.muted:
+            self._output.publish_status(self.status(now, outage_ns=max(outage, 0)))
+
+    def _ask(self, reason: "pb.OrderBookReason.ValueType") -> None:
+        if not self._waiting:
+            self._waiting = True
+            self._output.request_snapshot(reason)
+
+    def _publish_status(self, now: int) -> None:
+        if not self.muted:
+            self._output.publish_status(self.status(now))
+
+    def _publish_snapshot(self, reason: "pb.SnapshotReason.ValueType", now: int) -> None:
+        self._snapshot_time = now
+        self._updates_since_snapshot = 0
+        if self.muted:
+            return
+        self._output.publish_snapshot(
+            self._encoder.snapshot(
+                self.sequence,
+                self.exchange_time,
+                self.receive_time,
+                self.venue_sequence,
+                reason,
+                self.book.encode_levels(),
+                self.book.bid_horizon,
+                self.book.ask_horizon,
+            ),
+            self.epoch,
+            self.sequence,
+        )
+
+    def _periodic(self, now: int) -> None:
+        if self.book.crossed():
+            self._lose(
+                pb.ORDER_BOOK_REASON_CROSSED,
+                f"best bid {self.book.best_bid()} is not below best ask {self.book.best_ask()}",
+                now,
+            )
+            return
+        bids, asks = self.book.levels_within_horizon()
+        if (self.book.bid_horizon and bids < self._policy.min_levels) or (
+            self.book.ask_horizon and asks < self._policy.min_levels
+        ):
+            self._lose(
+                pb.ORDER_BOOK_REASON_HORIZON_REACHED,
+                f"only {bids} bids and {asks} asks are left within the snapshot's horizon",
+                now,
+            )
+            return
+        self.book.trim(self._policy.max_levels)
+        self._publish_snapshot(pb.SNAPSHOT_REASON_PERIODIC, now)
