@@ -23,7 +23,7 @@ __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run until interrupted; the exit status is 2 for a bad command line, 1 when it cannot start."""
+    """Run until interrupted; exit status 2 for a bad command line, 1 when it cannot start."""
     parser = _parser()
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")

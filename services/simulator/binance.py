@@ -33,12 +33,13 @@ if TYPE_CHECKING:
 __all__ = ["BinanceSpot", "to_microseconds"]
 
 _CACHED = 400_000
+_TRADES = ("@trade", "@aggTrade")
 _METHODS = ("SUBSCRIBE", "UNSUBSCRIBE", "LIST_SUBSCRIPTIONS", "SET_PROPERTY", "GET_PROPERTY")
 _TIMES = re.compile(rb'"(?:E|T|t|O|C|time|serverTime)":\d{13}(?=[,}])')
 
 
 def to_microseconds(payload: bytes) -> bytes:
-    """The payload with its millisecond times in microseconds (`timeUnit=microsecond`)."""
+    """Return the payload with its millisecond times in microseconds (`timeUnit=microsecond`)."""
     return _TIMES.sub(rb"\g<0>000", payload)
 
 
@@ -121,16 +122,16 @@ class BinanceSpot(VenueProtocol):
             return event.trade_id
         if type(event) is AggregateTrade:
             return event.aggregate_id
-        if type(event) is RawFrame and event.event_id >= 0 and event.stream.endswith("rade"):
+        if type(event) is RawFrame and event.event_id >= 0 and event.stream.endswith(_TRADES):
             return event.event_id
         return None
 
     def encode(self, event: Event) -> bytes:
-        """The bare event, fields in the venue's order."""
+        """Return the bare event, fields in the venue's order."""
         return self._encoders[type(event)](event)
 
     def frame(self, event: Event, stream: str, payload: bytes, variant: Variant) -> bytes:
-        """The event, wrapped for combined connections; captured frames as they were."""
+        """Return the event, wrapped for combined connections; captured frames as they were."""
         if variant.combined:
             if type(event) is RawFrame and event.wrapped is not None:
                 text = event.wrapped

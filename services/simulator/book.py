@@ -86,11 +86,11 @@ class TrueBook:
         self.commit(undo, last_id, atomic=True)
 
     def state(self, depth: int | None = None) -> BookState:
-        """The book now."""
+        """Return the book now."""
         return self._state(self.update_id, self.bids, self.asks, depth)
 
     def at(self, update_id: int, depth: int | None = None) -> BookState:
-        """The book right after `update_id`.
+        """Return the book right after `update_id`.
 
         Raises:
             UpdateIdUnavailableError: when the id lies ahead, is no longer kept or inside a frame.
@@ -130,7 +130,7 @@ class TrueBook:
         return self._state(update_id, bids, asks, depth)
 
     def known_before(self, update_id: int) -> int:
-        """The newest known id below `update_id`, or the oldest kept when there is none."""
+        """Return the newest known id below `update_id`, or the oldest kept when there is none."""
         if update_id > self.update_id:
             return self.update_id
         ends = [block.last_id for block in self._blocks]

@@ -15,7 +15,7 @@ _TEXT = 0x1
 
 
 def websocket_frame(payload: bytes, opcode: int = _TEXT) -> bytes:
-    """A whole unmasked WebSocket frame (RFC 6455, section 5.2)."""
+    """Return a whole unmasked WebSocket frame (RFC 6455, section 5.2)."""
     length = len(payload)
     if length < 126:
         return bytes((0x80 | opcode, length)) + payload
@@ -74,7 +74,9 @@ class Connection:
         self._release: asyncio.TimerHandle | None = None
 
     def queue(self, frame: bytes) -> None:
-        """Add a whole WebSocket frame to what the next `flush` writes."""
+        """Add a whole WebSocket frame to what the next `flush` writes; none after a close."""
+        if self.closing.done():
+            return
         self._pending.append(frame)
         self._pending_bytes += len(frame)
         self.frames += 1
@@ -124,6 +126,7 @@ class Connection:
     def close(self, code: int, reason: str) -> None:
         """Ask for a WebSocket close; the connection's own task performs it."""
         if not self.closing.done():
+            self._held = False
             self.flush()
             self.end_reason = self.end_reason or reason
             self.closing.set_result(Closing(code, reason))

@@ -21,7 +21,7 @@ class _BadQueryError(ValueError):
 
 
 def control_routes(venue: "SimulatedVenue") -> list[web.RouteDef]:
-    """The routes below `/sim`."""
+    """Return the routes below `/sim`."""
     control = _Control(venue)
     return [
         web.get("/sim/book", control.book),

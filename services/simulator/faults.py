@@ -7,7 +7,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-__all__ = ["Fault", "FaultError", "FaultKind", "FaultSet", "FaultSpec", "corrupted"]
+__all__ = [
+    "Fault",
+    "FaultError",
+    "FaultKind",
+    "FaultSet",
+    "FaultSpec",
+    "corrupted",
+    "in_scope",
+    "stream_matches",
+]
 
 
 class FaultKind(enum.StrEnum):
@@ -182,7 +191,7 @@ class FaultSet:
         self._random = random.Random(f"faults {seed}")  # noqa: S311
 
     def parse(self, request: object) -> FaultSpec:
-        """A fault from JSON-like data.
+        """Return a fault from JSON-like data.
 
         Raises:
             FaultError: with what was expected, field by field.
@@ -254,7 +263,7 @@ class FaultSet:
         connection: str | None = None,
         path: str | None = None,
     ) -> Fault | None:
-        """The oldest fault of that kind in scope that happens now; counted."""
+        """Return the oldest fault of that kind in scope that happens now; counted."""
         for fault in self.all():
             spec = fault.spec
             if (
@@ -283,9 +292,14 @@ def in_scope(spec: FaultSpec, symbol: str | None, stream: str | None) -> bool:
         return False
     if spec.stream is None or stream is None:
         return spec.stream is None
-    if spec.stream.startswith("@"):
-        return "@" + stream.partition("@")[2] == spec.stream
-    return spec.stream == stream
+    return stream_matches(spec.stream, stream)
+
+
+def stream_matches(pattern: str, stream: str) -> bool:
+    """Whether a stream is the one named, or of the kind named when that begins with `@`."""
+    if pattern.startswith("@"):
+        return "@" + stream.partition("@")[2] == pattern
+    return stream == pattern
 
 
 def corrupted(text: bytes, mode: str) -> tuple[bytes, int]:

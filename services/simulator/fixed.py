@@ -30,7 +30,7 @@ def to_units(text: str | Decimal) -> int:
 
 
 def from_units(units: int) -> Decimal:
-    """The exact decimal of `units`, without trailing zeros or exponent."""
+    """Return the exact decimal of `units`, without trailing zeros or exponent."""
     return Decimal(canonical(units))
 
 

@@ -212,19 +212,19 @@ class GeneratedMarket(Market):
             raise UnknownSymbolError(symbol, self._symbols) from None
 
     def update_id(self, symbol: str) -> int:
-        """The id of the newest book event."""
+        """Return the id of the newest book event."""
         return self._market(symbol).book.update_id
 
     def pending_id(self, symbol: str) -> int:
-        """The first update id of the next frame of the slower diff stream."""
+        """Return the first update id of the next frame of the slower diff stream."""
         return self._market(symbol).pending_id
 
     def book(self, symbol: str, depth: int | None = None) -> BookState:
-        """The book now."""
+        """Return the book now."""
         return self._market(symbol).book.state(depth)
 
     def book_at(self, symbol: str, update_id: int, depth: int | None = None) -> BookState:
-        """The exact book after any update id within the history."""
+        """Return the exact book after any update id within the history."""
         return self._market(symbol).book.at(update_id, depth)
 
     async def true_book(
@@ -236,12 +236,12 @@ class GeneratedMarket(Market):
         return book.at(update_id, depth)
 
     def stale_book(self, symbol: str, before: int | None, depth: int | None = None) -> BookState:
-        """The newest book below `before`, or the oldest that is kept."""
+        """Return the newest book below `before`, or the oldest that is kept."""
         book = self._market(symbol).book
         return book.at(book.oldest_id if before is None else book.known_before(before), depth)
 
     def recent_trades(self, symbol: str, limit: int) -> list[Trade]:
-        """The last `limit` trades, oldest first."""
+        """Return the last `limit` trades, oldest first."""
         trades = self._market(symbol).trades
         return [trades[i] for i in range(max(0, len(trades) - limit), len(trades))]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from services.simulator.connection import Connection, Variant, websocket_frame
-from services.simulator.faults import FaultKind, FaultSet, corrupted, in_scope
+from services.simulator.faults import FaultKind, FaultSet, corrupted, in_scope, stream_matches
 from services.simulator.market import Event, Market
 from services.simulator.protocol import VenueProtocol
 
@@ -114,7 +114,7 @@ class Hub:
             await asyncio.sleep(_POLL_SECONDS)
 
     def stale_before(self, symbol: str) -> int:
-        """The id below which a REST book overlaps with no diff that any client has or will get."""
+        """Return the id below which a REST book overlaps with no diff that a client gets or got."""
         firsts = [
             connection.first_ids[symbol]
             for connection in self.connections.values()
@@ -227,7 +227,7 @@ class Hub:
     def in_scope(
         self, symbol: str | None, stream: str | None, name: str | None
     ) -> list[Connection]:
-        """The connections with that name which subscribed to the symbol or stream, if named."""
+        """Return the connections with that name that subscribed to the symbol or stream."""
         return [
             connection
             for connection in self.connections.values()
@@ -236,11 +236,7 @@ class Hub:
                 (symbol is None and stream is None)
                 or any(
                     (symbol is None or self._protocol.symbol_of(mine) == symbol)
-                    and (
-                        stream is None
-                        or mine == stream
-                        or (stream.startswith("@") and mine.endswith(stream))
-                    )
+                    and (stream is None or stream_matches(stream, mine))
                     for mine in connection.streams
                 )
             )

@@ -69,7 +69,7 @@ _NAME = re.compile(r"^[A-Z0-9]{2,20}$")
 
 
 def split_symbol(symbol: str) -> tuple[str, str]:
-    """(base, quote) told from a venue symbol by the usual quote assets: BTCUSDT is BTC, USDT.
+    """Return (base, quote) by the usual quote assets: BTCUSDT is BTC and USDT.
 
     An unknown quote asset is taken to be the last three characters.
     """
@@ -80,7 +80,7 @@ def split_symbol(symbol: str) -> tuple[str, str]:
 
 
 def listed(symbol: str) -> Listed:
-    """The pair of that name: well-known ones as the venue lists them, others made up.
+    """Return the pair of that name: well-known ones as the venue lists them, others made up.
 
     What is made up depends on the name alone, never on a seed or on other symbols.
 

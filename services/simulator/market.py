@@ -85,7 +85,7 @@ class BookState:
     """(price, quantity) in units of 1e-8, best first."""
 
     def top(self, depth: int | None) -> "BookState":
-        """The best `depth` levels a side; all of them for None."""
+        """Return the best `depth` levels a side; all of them for None."""
         if depth is None:
             return self
         return BookState(self.symbol, self.update_id, self.bids[:depth], self.asks[:depth])
@@ -257,7 +257,7 @@ class Market(ABC):
 
     @abstractmethod
     def update_id(self, symbol: str) -> int:
-        """The id of the newest book event.
+        """Return the id of the newest book event.
 
         Raises:
             UnknownSymbolError: for an unlisted symbol.
@@ -266,7 +266,7 @@ class Market(ABC):
 
     @abstractmethod
     def pending_id(self, symbol: str) -> int:
-        """The first update id of the next diff frame: what a new subscriber begins with.
+        """Return the first update id of the next diff frame: what a new subscriber begins with.
 
         Raises:
             UnknownSymbolError: for an unlisted symbol.
@@ -275,7 +275,7 @@ class Market(ABC):
 
     @abstractmethod
     def book(self, symbol: str, depth: int | None = None) -> BookState:
-        """The book as the venue's REST answers it now.
+        """Return the book as the venue's REST answers it now.
 
         Raises:
             UnknownSymbolError: for an unlisted symbol.
@@ -284,7 +284,7 @@ class Market(ABC):
 
     @abstractmethod
     def book_at(self, symbol: str, update_id: int, depth: int | None = None) -> BookState:
-        """The exact book after the event `update_id`.
+        """Return the exact book after the event `update_id`.
 
         Raises:
             UnknownSymbolError: for an unlisted symbol.
@@ -307,7 +307,7 @@ class Market(ABC):
 
     @abstractmethod
     def stale_book(self, symbol: str, before: int | None, depth: int | None = None) -> BookState:
-        """An old book whose id is below `before` (or as old as can be had): a stale REST answer.
+        """Return an old book for a stale REST answer: below `before`, or as old as can be had.
 
         Raises:
             UnknownSymbolError: for an unlisted symbol.
@@ -316,7 +316,7 @@ class Market(ABC):
 
     @abstractmethod
     def recent_trades(self, symbol: str, limit: int) -> list[Trade]:
-        """The last `limit` trades, oldest first.
+        """Return the last `limit` trades, oldest first.
 
         Raises:
             UnknownSymbolError: for an unlisted symbol.
@@ -325,7 +325,7 @@ class Market(ABC):
 
     @abstractmethod
     def exchange_info(self) -> bytes | None:
-        """The venue's own instrument listing when the source carries one (a capture), else None."""
+        """Return the venue's own listing when the source carries one (a capture), else None."""
 
     def snapshot_requested(self, symbol: str) -> None:  # noqa: B027 - only captures care
         """Note that a client fetched the symbol's book over REST."""

@@ -38,11 +38,11 @@ class VenueProtocol(ABC):
 
     @abstractmethod
     def stream_of(self, event: Event) -> str:
-        """The stream on which the event is published."""
+        """Return the stream on which the event is published."""
 
     @abstractmethod
     def symbol_of(self, stream: str) -> str | None:
-        """The venue symbol (upper case) that a stream's name begins with; None if it has none."""
+        """Return the upper-case symbol that a stream's name begins with; None if it has none."""
 
     @abstractmethod
     def is_depth(self, stream: str) -> bool:
@@ -50,15 +50,15 @@ class VenueProtocol(ABC):
 
     @abstractmethod
     def event_id(self, event: Event) -> int | None:
-        """The id by which tests recognise a trade event; None for events without such an id."""
+        """Return the id by which tests recognise a trade; None for events without such an id."""
 
     @abstractmethod
     def encode(self, event: Event) -> bytes:
-        """The bare event as the venue writes it, times in milliseconds."""
+        """Return the bare event as the venue writes it, times in milliseconds."""
 
     @abstractmethod
     def frame(self, event: Event, stream: str, payload: bytes, variant: Variant) -> bytes:
-        """The text of the frame for one kind of connection."""
+        """Return the text of the frame for one kind of connection."""
 
     @abstractmethod
     def request(self, venue: "SimulatedVenue", connection: Connection, text: str) -> bytes:
@@ -66,8 +66,8 @@ class VenueProtocol(ABC):
 
     @abstractmethod
     def shutdown_event(self, time_us: int) -> bytes:
-        """The notice that the server is about to end the connection."""
+        """Return the notice that the server is about to end the connection."""
 
     @abstractmethod
     def rest_routes(self, venue: "SimulatedVenue") -> list[web.RouteDef]:
-        """The REST surface."""
+        """Return the REST surface."""

@@ -173,6 +173,15 @@ class SimulatedVenue:
         known = path if len(self.counters) < 1000 else "other"
         self.counters[f"rest {known}"] += 1
 
+    def fault(self, kind: str, **options: object) -> Fault:
+        """Put a fault in force: `venue.fault("drop", symbol="BTCUSDT", count=2)`.
+
+        Raises:
+            FaultError: when the options make no sense for the kind.
+
+        """
+        return self.inject(self.faults.parse({"kind": kind, **options}))
+
     def inject(self, spec: FaultSpec) -> Fault:
         """Put a fault in force; those that act at once have acted when this returns."""
         fault = self.faults.add(spec)
@@ -253,20 +262,17 @@ class SimulatedVenue:
         self, connection: Connection, socket: web.WebSocketResponse, keeper: asyncio.Task[None]
     ) -> None:
         rate = MessageRate(self.settings.inbound_per_second, 1.0)
+        accepted = (WSMsgType.TEXT, WSMsgType.PING, WSMsgType.PONG, WSMsgType.BINARY)
         async for message in socket:
-            if message.type not in (
-                WSMsgType.TEXT,
-                WSMsgType.PING,
-                WSMsgType.PONG,
-                WSMsgType.BINARY,
-            ):
+            if message.type not in accepted:
                 break
             if not rate.allow():
                 connection.close(1008, "Too many requests")
             elif message.type is WSMsgType.PONG:
                 connection.ponged_at = time.monotonic()
             elif message.type is WSMsgType.PING:
-                await socket.pong(message.data)
+                with contextlib.suppress(ConnectionError):
+                    await socket.pong(message.data)
             elif message.type is WSMsgType.TEXT:
                 reply = self.protocol.request(self, connection, message.data)
                 connection.queue(websocket_frame(reply))

@@ -49,7 +49,7 @@ class MinuteBar:
             self.taker_quote_volume += value
 
     def candle(self, symbol: str, time_us: int, *, closed: bool) -> Candle:
-        """The candle as an event."""
+        """Return the candle as an event."""
         return Candle(
             symbol,
             time_us,

@@ -45,7 +45,7 @@ class ChurnTable:
 
     @classmethod
     def draw(cls, seed: int, levels: int) -> "ChurnTable":
-        """A table for books of about `levels` levels a side."""
+        """Return a table for books of about `levels` levels a side."""
         chosen = random.Random(f"churn {seed}")  # noqa: S311
         span = max(8, round(levels / _DENSITY))
         offsets = [
@@ -319,7 +319,7 @@ class SymbolMarket:
             out.append(self.day.bar.candle(self.spec.symbol, time_us, closed=False))
 
     def ticker(self, time_us: int) -> Ticker:
-        """The rolling 24-hour statistics."""
+        """Return the rolling 24-hour statistics."""
         day = self.day
         return Ticker(
             self.spec.symbol,
