@@ -203,7 +203,7 @@ class ResumePoint(_message.Message):
     epoch: _builtins.int
     """Epoch of the last snapshot or update that the client applied."""
     sequence: _builtins.int
-    """Sequence of the same."""
+    """Sequence of the same; 0 when it was the snapshot that began the epoch."""
     def __init__(
         self,
         *,
