@@ -5,14 +5,17 @@ chain, and a method's handler is wrapped once and kept, because each layer of a 
 call; a stream's responses go from the handler's generator straight to the wire.
 
 Streaming handlers are async generators. The request id is bound to structlog's context variables
-for everything the handler logs, and is sent back as initial metadata `x-request-id`.
+for everything the handler logs, and is sent back as metadata `x-request-id`: a stream's comes
+first, as initial metadata; a unary call's comes with its answer, as trailing metadata, because
+sending the initial metadata by itself costs a round through the event loop, a fifth of the calls
+that a process can answer.
 """
 
 import asyncio
 import contextlib
 import inspect
+import os
 import time
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -40,7 +43,7 @@ from services.shared.telemetry import Metrics
 __all__ = ["REQUEST_ID_KEY", "CallInterceptor", "current_request_id"]
 
 REQUEST_ID_KEY = "x-request-id"
-"""Metadata key of the request id, in requests and in initial metadata of responses."""
+"""Metadata key of the request id, in requests and in responses."""
 
 _MAX_REQUEST_ID = 128
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -64,7 +67,7 @@ class _Method:
     path: str
     service: str
     name: str
-    kind: str
+    response_streaming: bool
     handled: dict[grpc.StatusCode, Callable[[], None]]
     started: Callable[[], None]
     observe: Callable[[float], None]
@@ -84,7 +87,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         max_concurrent_calls: int,
         tracer: trace.Tracer | None = None,
     ) -> None:
-        self._log = log
+        # Bound once: an unbound logger assembles itself anew for every line.
+        self._log = log.bind()
         self._unary_deadline = unary_deadline
         self._max_concurrent_calls = max_concurrent_calls
         self._tracer = tracer
@@ -136,7 +140,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             path=path,
             service=service,
             name=name,
-            kind=kind,
+            response_streaming=handler.response_streaming,
             handled=_CodeCounters(self._handled, labels),
             started=self._started.labels(*labels).inc,
             observe=self._seconds.labels(*labels).observe,
@@ -264,7 +268,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 reason="METHOD_UNKNOWN",
                 metadata={"method": path[:200]},
             )
-            await context.send_initial_metadata(((REQUEST_ID_KEY, request_id),))
+            context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
             await _abort(context, error, request_id)
 
         # A streaming handler need not read a message before it answers.
@@ -295,7 +299,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                         metadata={"limit": self._max_concurrent_calls},
                         retry_after=1.0,
                     )
-                await context.send_initial_metadata(((REQUEST_ID_KEY, request_id),))
+                if method.response_streaming:
+                    await context.send_initial_metadata(((REQUEST_ID_KEY, request_id),))
+                else:
+                    context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
                 response = await work
             except MarketPrismError as error:
                 code, reason = grpc_code(error), error.reason
@@ -359,7 +366,7 @@ def _request_id(context: _Context) -> str:
             and value.isprintable()
         ):
             return value
-    return str(uuid.uuid4())
+    return os.urandom(16).hex()
 
 
 def _internal(request_id: str) -> Internal:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from importlib import metadata
+from typing import Any, TypeVar
 
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
@@ -25,6 +26,8 @@ from services.shared.settings import TelemetrySettings
 __all__ = ["LATENCY_BUCKETS", "Metrics", "make_tracer_provider", "package_version"]
 
 METRIC_NAMESPACE = "marketprism"
+
+_M = TypeVar("_M", Counter, Gauge, Histogram)
 
 LATENCY_BUCKETS = (
     0.0005,
@@ -62,6 +65,7 @@ class Metrics:
 
     def __init__(self, service: str, version: str = "") -> None:
         self.registry = CollectorRegistry(auto_describe=True)
+        self._made: dict[str, tuple[object, Counter | Gauge | Histogram]] = {}
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
@@ -70,16 +74,12 @@ class Metrics:
         ).labels(service, version).set(1)
 
     def counter(self, name: str, documentation: str, labels: Sequence[str] = ()) -> Counter:
-        """Make `marketprism_<name>_total`."""
-        return Counter(
-            name, documentation, labels, namespace=METRIC_NAMESPACE, registry=self.registry
-        )
+        """Give `marketprism_<name>_total`, the same one for the same name."""
+        return self._get(Counter, name, documentation, labels)
 
     def gauge(self, name: str, documentation: str, labels: Sequence[str] = ()) -> Gauge:
-        """Make `marketprism_<name>`; `.set_function(f)` reads the value when scraped."""
-        return Gauge(
-            name, documentation, labels, namespace=METRIC_NAMESPACE, registry=self.registry
-        )
+        """Give `marketprism_<name>`; `.set_function(f)` reads the value when scraped."""
+        return self._get(Gauge, name, documentation, labels)
 
     def histogram(
         self,
@@ -88,15 +88,28 @@ class Metrics:
         labels: Sequence[str] = (),
         buckets: Sequence[float] = LATENCY_BUCKETS,
     ) -> Histogram:
-        """Make `marketprism_<name>`, by default with buckets for latencies in seconds."""
-        return Histogram(
-            name,
-            documentation,
-            labels,
-            namespace=METRIC_NAMESPACE,
-            registry=self.registry,
-            buckets=buckets,
-        )
+        """Give `marketprism_<name>`, by default with buckets for latencies in seconds."""
+        return self._get(Histogram, name, documentation, labels, buckets=buckets)
+
+    def _get(
+        self, kind: type[_M], name: str, documentation: str, labels: Sequence[str], **more: Any
+    ) -> _M:
+        signature = (kind, tuple(labels))
+        known = self._made.get(name)
+        if known is None:
+            metric = kind(
+                name,
+                documentation,
+                labels,
+                namespace=METRIC_NAMESPACE,
+                registry=self.registry,
+                **more,
+            )
+            self._made[name] = (signature, metric)
+            return metric
+        if known[0] != signature or not isinstance(known[1], kind):
+            raise ValueError(f"metric {name!r} exists already, with another kind or other labels")
+        return known[1]
 
 
 def make_tracer_provider(
