@@ -77,8 +77,24 @@ def main(*, root: Path = ROOT) -> int:
     with tempfile.TemporaryDirectory(prefix="marketprism-breaking-") as folder:
         against = Path(folder) / "base.binpb"
         against.write_bytes(descriptors)
+        current = Path(folder) / "current.binpb"
         try:
-            result = run_buf("breaking", "--against", str(against), root=root)
+            result = run_buf("build", "--output", str(current), root=root)
+            if result.returncode != 0:
+                sys.stderr.write(result.stdout + result.stderr)
+                print("breaking: the contracts do not compile", file=sys.stderr)
+                return 1
+            result = run_buf(
+                "breaking",
+                str(current),
+                "--against",
+                str(against),
+                "--path",
+                "marketprism",
+                "--config",
+                '{"version": "v2", "breaking": {"use": ["FILE"]}}',
+                root=root,
+            )
         except BufError as error:
             print(error, file=sys.stderr)
             return 1
