@@ -1,0 +1,216 @@
+"""What the compiled contracts say of services, methods and REST paths."""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from google.api import annotations_pb2, http_pb2
+from google.protobuf import descriptor_pb2
+from google.protobuf.message import DecodeError
+
+from services.shared.errors import StartupError
+
+__all__ = [
+    "Binding",
+    "Contract",
+    "Method",
+    "MethodSet",
+    "Service",
+    "allowed_methods",
+    "load_contract",
+]
+
+_VERBS = ("get", "put", "post", "delete", "patch")
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """One REST form of a method."""
+
+    verb: str
+    """HTTP method in upper case."""
+
+    template: str
+    """Path as `google.api.http` writes it: `/api/v1/orderbook/{exchange}/{symbol}`."""
+
+    @property
+    def segments(self) -> tuple[str, ...]:
+        """The path's parts, `*` for a variable, `**` for one that spans the rest."""
+        path = re.sub(r"\{[^}=]+\}", "*", self.template)
+        path = re.sub(r"\{[^}=]+=([^}]+)\}", r"\1", path)
+        return tuple(path.removeprefix("/").split("/"))
+
+    @property
+    def regex(self) -> str:
+        """RE2 expression of the path."""
+        parts = []
+        for segment in self.segments:
+            stem, colon, verb = segment.partition(":")
+            part = {"*": "[^/]+", "**": ".+"}.get(stem, re.escape(stem).replace(r"\-", "-"))
+            parts.append(part + colon + re.escape(verb))
+        return "/" + "/".join(parts)
+
+    def overlaps(self, other: "Binding") -> bool:
+        """Whether some path fits both."""
+        ours, theirs = self.segments, other.segments
+        for mine, its in zip(ours, theirs, strict=False):
+            if "**" in (mine, its):
+                return True
+            if mine != its and not (mine.startswith("*") or its.startswith("*")):
+                return False
+        return len(ours) == len(theirs)
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One RPC."""
+
+    service: str
+    """Full name of its service."""
+
+    name: str
+    """Its own name."""
+
+    client_streaming: bool
+    """Whether the client sends many messages."""
+
+    server_streaming: bool
+    """Whether the service sends many messages."""
+
+    bindings: tuple[Binding, ...]
+    """Its REST forms; empty when REST cannot carry it."""
+
+    @property
+    def path(self) -> str:
+        """Path of its gRPC requests."""
+        return f"/{self.service}/{self.name}"
+
+    @property
+    def streaming(self) -> bool:
+        """Whether it is a stream in any direction, and so without a time limit."""
+        return self.client_streaming or self.server_streaming
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether a second call does no harm: REST carries it as GET, and as nothing else."""
+        return bool(self.bindings) and all(item.verb == "GET" for item in self.bindings)
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """One gRPC service of the contracts."""
+
+    name: str
+    """Full name: `marketprism.market.v1.MarketDataService`."""
+
+    package: str
+    """Its protobuf package."""
+
+    methods: tuple[Method, ...]
+    """Its RPCs, in the order of the contract."""
+
+
+@dataclass(frozen=True, slots=True)
+class MethodSet:
+    """REST paths that take the same HTTP methods."""
+
+    verbs: tuple[str, ...]
+    """The methods they take, sorted."""
+
+    regexes: tuple[str, ...]
+    """RE2 expressions of the paths."""
+
+
+@dataclass(frozen=True)
+class Contract:
+    """All services of the compiled contracts."""
+
+    files: descriptor_pb2.FileDescriptorSet
+    """The files with everything they import."""
+
+    services: tuple[Service, ...]
+    """All services, by name."""
+
+    def of_packages(self, packages: Iterable[str]) -> tuple[Service, ...]:
+        """Give the services of some packages."""
+        wanted = set(packages)
+        return tuple(service for service in self.services if service.package in wanted)
+
+    @cached_property
+    def packages(self) -> frozenset[str]:
+        """All packages that have services."""
+        return frozenset(service.package for service in self.services)
+
+
+def allowed_methods(services: Iterable[Service]) -> tuple[MethodSet, ...]:
+    """Group the REST paths of services by the HTTP methods that they take.
+
+    Where two paths could be the same request, each takes the methods of both.
+    """
+    bindings = [
+        binding
+        for service in services
+        for method in service.methods
+        for binding in method.bindings
+    ]
+    groups: dict[tuple[str, ...], dict[str, None]] = {}
+    for binding in bindings:
+        verbs = {other.verb for other in bindings if binding.overlaps(other)}
+        groups.setdefault(tuple(sorted(verbs)), {})[binding.regex] = None
+    return tuple(MethodSet(verbs, tuple(regexes)) for verbs, regexes in sorted(groups.items()))
+
+
+def load_contract(path: Path) -> Contract:
+    """Read a descriptor set; raises `StartupError` that says how to make one."""
+    try:
+        files = descriptor_pb2.FileDescriptorSet.FromString(path.read_bytes())
+    except OSError as error:
+        raise StartupError(
+            f"expected the compiled contracts at {path}, got: {error.strerror}; run `make gen`",
+            reason="CONTRACTS_MISSING",
+            metadata={"path": path},
+        ) from error
+    except DecodeError as error:
+        raise StartupError(
+            f"expected a FileDescriptorSet in {path}, got: {error}; run `make gen`",
+            reason="CONTRACTS_MISSING",
+            metadata={"path": path},
+        ) from error
+    services = sorted(_services(files), key=lambda service: service.name)
+    if not services:
+        raise StartupError(
+            f"expected services in the contracts at {path}, found none; run `make gen`",
+            reason="CONTRACTS_MISSING",
+            metadata={"path": path},
+        )
+    return Contract(files, tuple(services))
+
+
+def _services(files: descriptor_pb2.FileDescriptorSet) -> Iterator[Service]:
+    for file in files.file:
+        for service in file.service:
+            name = f"{file.package}.{service.name}"
+            yield Service(name, file.package, tuple(_methods(name, service)))
+
+
+def _methods(name: str, service: descriptor_pb2.ServiceDescriptorProto) -> Iterator[Method]:
+    for method in service.method:
+        yield Method(
+            service=name,
+            name=method.name,
+            client_streaming=method.client_streaming,
+            server_streaming=method.server_streaming,
+            bindings=tuple(_bindings(method.options.Extensions[annotations_pb2.http])),
+        )
+
+
+def _bindings(rule: http_pb2.HttpRule) -> Iterator[Binding]:
+    verb = rule.WhichOneof("pattern")
+    if verb in _VERBS:
+        yield Binding(verb.upper(), getattr(rule, verb))
+    elif verb == "custom":
+        yield Binding(rule.custom.kind, rule.custom.path)
+    for further in rule.additional_bindings:
+        yield from _bindings(further)
