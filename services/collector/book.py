@@ -1,8 +1,8 @@
 """The local order book of one instrument: pure, exact, and already half encoded.
 
-Levels are kept as the encoded protobuf fields of their `PriceLevel` (one character a byte), so
-that applying an update and encoding it is one pass over its levels, and a snapshot is a sort and
-a join. Prices compare by value through Decimal only where an order is asked for.
+Prices are kept as the encoded protobuf field of their `PriceLevel` (one character a byte), so that
+applying an update and encoding it is one pass over its levels, and a snapshot is a sort and a join.
+They compare by value, through Decimal, only where an order is asked for.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from services.shared.decimals import InvalidDecimalError, canonical_decimal
 __all__ = ["Level", "OrderBook", "book_digest"]
 
 _CHAR = tuple(chr(value) for value in range(256))
-_CACHE_LIMIT = 200_000
+_CACHE_LIMIT = 50_000
 _BIDS_TAG = "R"  # field 10, length-delimited, of OrderBookSnapshot and OrderBookUpdate
 _ASKS_TAG = "Z"  # field 11
 
@@ -27,26 +27,35 @@ class Level(NamedTuple):
     quantity: str
 
 
-class _FieldCache(dict[str, str]):
-    """From a venue's spelling of a number to its encoded field; forgets all when it is full."""
+class _PriceFields(dict[str, str]):
+    """From a venue's spelling of a price to its encoded field; forgets all when it is full.
 
-    def __init__(self, tag: str) -> None:
-        super().__init__()
-        self._tag = tag
+    Prices come again and again, so that a look-up beats reading them; quantities do not.
+    """
 
     def __missing__(self, text: str) -> str:
-        number = canonical_decimal(text)
-        if number[0] == "-":
-            raise InvalidDecimalError(f"a level's price and quantity are not negative: {text!r}")
+        price = canonical_decimal(text)
         if len(self) >= _CACHE_LIMIT:
             self.clear()
-        field = self[text] = f"{self._tag}{_CHAR[len(number)]}{number}"
+        field = self[text] = f"\n{_CHAR[len(price)]}{price}"  # field 1 of PriceLevel
         return field
 
 
-_PRICES = _FieldCache("\n")  # field 1, length-delimited, of PriceLevel
-_QUANTITIES = _FieldCache("\x12")  # field 2
-_ZERO = _QUANTITIES["0"]
+_PRICES = _PriceFields()
+
+
+def _quantity(text: str) -> str:
+    quantity = canonical_decimal(text)
+    if quantity[0] == "-":
+        raise InvalidDecimalError(f"expected a quantity of 0 or more, got {text!r}")
+    return quantity
+
+
+def _encode(tag: str, price: str, quantity: str) -> str:
+    """Encode a level: `price` is its encoded field, `quantity` is canonical."""
+    return (
+        f"{tag}{_CHAR[len(price) + len(quantity) + 2]}{price}\x12{_CHAR[len(quantity)]}{quantity}"
+    )
 
 
 def _price(field: str) -> Decimal:
@@ -90,12 +99,12 @@ class OrderBook:
         `limit` is the number of levels a side that was asked for: a side that came full ends at a
         horizon. Raises InvalidDecimalError, and leaves the book as it was, on a malformed level.
         """
-        new_bids = {_PRICES[price]: _QUANTITIES[quantity] for price, quantity in bids}
-        new_asks = {_PRICES[price]: _QUANTITIES[quantity] for price, quantity in asks}
+        new_bids = {_PRICES[price]: _quantity(quantity) for price, quantity in bids}
+        new_asks = {_PRICES[price]: _quantity(quantity) for price, quantity in asks}
         self.bid_horizon = min(new_bids, key=_price)[2:] if limit and len(new_bids) >= limit else ""
         self.ask_horizon = max(new_asks, key=_price)[2:] if limit and len(new_asks) >= limit else ""
-        self._bids = {price: quantity for price, quantity in new_bids.items() if quantity != _ZERO}
-        self._asks = {price: quantity for price, quantity in new_asks.items() if quantity != _ZERO}
+        self._bids = {price: quantity for price, quantity in new_bids.items() if quantity != "0"}
+        self._asks = {price: quantity for price, quantity in new_asks.items() if quantity != "0"}
 
     def apply(self, bids: Sequence[tuple[str, str]], asks: Sequence[tuple[str, str]]) -> bytes:
         """Apply changed levels (quantity 0 deletes) and return them encoded.
@@ -106,40 +115,44 @@ class OrderBook:
         out: list[str] = []
         append = out.append
         prices = _PRICES
-        quantities = _QUANTITIES
         char = _CHAR
-        zero = _ZERO
-        side = self._bids
-        for raw_price, raw_quantity in bids:
-            price = prices[raw_price]
-            quantity = quantities[raw_quantity]
-            if quantity == zero:
-                side.pop(price, None)
-            else:
-                side[price] = quantity
-            append(f"R{char[len(price) + len(quantity)]}{price}{quantity}")
-        side = self._asks
-        for raw_price, raw_quantity in asks:
-            price = prices[raw_price]
-            quantity = quantities[raw_quantity]
-            if quantity == zero:
-                side.pop(price, None)
-            else:
-                side[price] = quantity
-            append(f"Z{char[len(price) + len(quantity)]}{price}{quantity}")
-        return "".join(out).encode("latin-1")
+        try:
+            for tag, side, changes in (
+                (_BIDS_TAG, self._bids, bids),
+                (_ASKS_TAG, self._asks, asks),
+            ):
+                for raw_price, raw_quantity in changes:
+                    price = prices[raw_price]
+                    # canonical_decimal for what venues nearly always send, without the call
+                    head, _, tail = raw_quantity.partition(".")
+                    if tail.isdigit() and head.isdigit() and (head == "0" or head[0] != "0"):
+                        tail = tail.rstrip("0")
+                        quantity = f"{head}.{tail}" if tail else head
+                    else:
+                        quantity = _quantity(raw_quantity)
+                    if quantity == "0":
+                        side.pop(price, None)
+                    else:
+                        side[price] = quantity
+                    size = len(quantity)
+                    append(f"{tag}{char[len(price) + size + 2]}{price}\x12{char[size]}{quantity}")
+            # Digits of other scripts and lengths above 127 show as characters beyond ASCII.
+            return "".join(out).encode("ascii")
+        except (IndexError, UnicodeEncodeError):
+            raise InvalidDecimalError("a price or quantity is too long or not in digits") from None
 
     def encode_levels(self) -> bytes:
         """Encode the whole book, best first, as fields 10 and 11 of an OrderBookSnapshot."""
-        out = []
+        out: list[str] = []
         for tag, side, descending in (
             (_BIDS_TAG, self._bids, True),
             (_ASKS_TAG, self._asks, False),
         ):
-            for price in sorted(side, key=_price, reverse=descending):
-                quantity = side[price]
-                out.append(f"{tag}{_CHAR[len(price) + len(quantity)]}{price}{quantity}")
-        return "".join(out).encode("latin-1")
+            out.extend(
+                _encode(tag, price, side[price])
+                for price in sorted(side, key=_price, reverse=descending)
+            )
+        return "".join(out).encode("ascii")
 
     def bids(self, depth: int | None = None) -> list[Level]:
         """Bid levels, best (highest) first."""
@@ -193,11 +206,11 @@ class OrderBook:
     @staticmethod
     def _levels(side: dict[str, str], depth: int | None, *, descending: bool) -> list[Level]:
         prices = sorted(side, key=_price, reverse=descending)
-        return [Level(price[2:], side[price][2:]) for price in prices[:depth]]
+        return [Level(price[2:], side[price]) for price in prices[:depth]]
 
     @staticmethod
     def _best(side: dict[str, str], price: str | None) -> Level | None:
-        return None if price is None else Level(price[2:], side[price][2:])
+        return None if price is None else Level(price[2:], side[price])
 
 
 def book_digest(bids: Iterable[tuple[str, str]], asks: Iterable[tuple[str, str]]) -> str:

@@ -16,6 +16,7 @@ from collections import deque
 from typing import Protocol
 
 from marketprism.market.v1 import order_book_pb2 as pb
+
 from services.collector.book import OrderBook
 from services.collector.encoding import OrderBookEncoder
 from services.collector.venues.base import BookDiff, BookSnapshot, VenueAdapter
@@ -42,7 +43,7 @@ class BookOutput(Protocol):
         """Take a change of state."""
 
     def request_snapshot(self, reason: "pb.OrderBookReason.ValueType") -> None:
-        """Fetch a snapshot of the venue, single-flight and with backoff, and hand it to the book."""
+        """Fetch the venue's snapshot, single-flight and with backoff, and hand it to the book."""
 
 
 class SnapshotPolicy:
@@ -215,7 +216,7 @@ class BookSynchroniser:
         self._ask(reason)
 
     def on_malformed(self, detail: str, now: int) -> None:
-        """A frame of this book could not be read: what it held is missing."""
+        """Note that a frame of this book could not be read: what it held is missing."""
         self.malformed += 1
         self._lose(pb.ORDER_BOOK_REASON_MALFORMED_FRAME, detail, now)
 

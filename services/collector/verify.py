@@ -8,17 +8,22 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from marketprism.market.v1 import order_book_pb2 as pb
+
 from services.collector.book import book_digest
 from services.collector.capture import CaptureRecord, read_capture
 from services.collector.synchroniser import BookSynchroniser, SnapshotPolicy
 from services.collector.venues.base import (
+    Acknowledgement,
     BookSnapshot,
+    Goodbye,
+    Ignored,
     InstrumentSpec,
     MalformedFrameError,
     RestRequest,
     TopOfBook,
     TradePrint,
     VenueAdapter,
+    VenueFault,
 )
 from services.collector.venues.registry import adapter_for_exchange, exchange_for_url
 from services.shared.errors import InvalidArgument
@@ -160,7 +165,7 @@ class _Verifier:
                 book.compare_top()
         elif isinstance(message, TradePrint):
             self.report.trades += 1
-        elif hasattr(message, "first"):
+        elif not isinstance(message, Acknowledgement | VenueFault | Goodbye | Ignored):
             book = self._book(adapter, connection, message.native_symbol)
             book.synchroniser.on_diff(message, record.receive_time)
             # Snapshots that came before the first diff are judged against it, not before it.

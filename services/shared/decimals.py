@@ -21,6 +21,14 @@ def canonical_decimal(text: str) -> str:
 
     Raises InvalidDecimalError on anything else, signs other than a leading minus included.
     """
+    # What venues nearly always send; the patterns below decide about everything else.
+    head, point, tail = text.partition(".")
+    if head.isdigit() and text.isascii() and len(text) < 31 and (head[0] != "0" or head == "0"):
+        if not point:
+            return head
+        if tail.isdigit():
+            tail = tail.rstrip("0")
+            return f"{head}.{tail}" if tail else head
     match = _PLAIN.match(text)
     if match is None:
         if _SCIENTIFIC.match(text) is None:

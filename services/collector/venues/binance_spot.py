@@ -346,7 +346,7 @@ class BinanceSpot:
         return diff.last <= snapshot_id
 
     def bridges(self, diff: BookDiff, snapshot_id: int) -> bool:
-        """The first event kept needs U <= lastUpdateId + 1 <= u."""
+        """Require U <= lastUpdateId + 1 <= u of the first event that is kept."""
         return diff.first <= snapshot_id + 1 <= diff.last
 
     # Names

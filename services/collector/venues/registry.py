@@ -16,9 +16,9 @@ _ADAPTERS: dict[str, Callable[[], VenueAdapter]] = {
 }
 
 _HOSTS = (
-    (re.compile(r"(?:stream|data-stream|api[0-9]?|api-gcp|data-api)\.binance\.(?:com|vision)"), "binance"),
+    (re.compile(r"(?:data-)?(?:stream|api)(?:[0-9]|-gcp)?\.binance\.(?:com|vision)"), "binance"),
     (re.compile(r"(?:stream|api)\.binance\.us"), "binance_us"),
-)  # fmt: skip
+)
 
 
 def exchanges() -> list[str]:
