@@ -8,17 +8,26 @@ import argparse
 import shutil
 import sys
 import tempfile
+import tomllib
 from pathlib import Path
 
-from tools.buf import ROOT, BufError, run_buf
+# The extensions must be known before a descriptor set is read, or it keeps them as unknown bytes.
+from google.api import annotations_pb2, field_behavior_pb2  # type: ignore[import-untyped] # noqa: F401
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
 
-__all__ = ["DESCRIPTORS", "differences", "generate", "main"]
+from tools.buf import ROOT, BufError, run_buf
+from tools.openapi import make_document, render
+
+__all__ = ["DESCRIPTORS", "OPENAPI", "differences", "generate", "main"]
 
 # The descriptor set that Envoy's transcoder, server reflection and the breaking check read.
 DESCRIPTORS = "gen/descriptors/marketprism.binpb"
 
+# The REST surface as an OpenAPI document.
+OPENAPI = "gen/openapi/marketprism.json"
+
 # Folders below gen/ that are wholly generated: what is in them and not generated is removed.
-GENERATED = ("gen/python", "gen/descriptors")
+GENERATED = ("gen/python", "gen/descriptors", "gen/openapi")
 
 
 def _buf(root: Path, *arguments: str) -> None:
@@ -52,6 +61,15 @@ def generate(out: Path, *, root: Path = ROOT) -> None:
         # mypy-protobuf writes an empty stub for files without a service, which have no module.
         if not stub.with_suffix(".py").exists():
             stub.unlink()
+    print("gen: OpenAPI document")
+    with tempfile.TemporaryDirectory(prefix="marketprism-gen-") as folder:
+        commented = Path(folder) / "commented.binpb"
+        _buf(root, "build", "--as-file-descriptor-set", "--output", str(commented))
+        files = FileDescriptorSet.FromString(commented.read_bytes())
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    document = out / OPENAPI
+    document.parent.mkdir(parents=True, exist_ok=True)
+    document.write_text(render(make_document(files, project["version"])), encoding="utf-8")
 
 
 def _files(root: Path) -> dict[str, bytes]:
