@@ -139,7 +139,8 @@ def _expectation(field: FieldDescriptor) -> str:
         names = [value.name for value in field.enum_type.values if value.number != 0]
         return "one of " + ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
     if field.message_type is not None:
-        return f"a {field.message_type.name}"
+        name = field.message_type.name
+        return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
     if field.cpp_type == FieldDescriptor.CPPTYPE_STRING:
         return "a value that is not empty"
     return "a value"
