@@ -138,11 +138,12 @@ class GrpcHealth(health_pb2_grpc.HealthServicer):
                 request.service, health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
             )
             if status != last:
-                yield health_pb2.HealthCheckResponse(status=status)
                 last = status
-            if self._closed:
+                yield health_pb2.HealthCheckResponse(status=status)
+            elif self._closed:
                 return
-            await changed.wait()
+            else:
+                await changed.wait()
 
     def _wake(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()

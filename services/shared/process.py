@@ -200,6 +200,7 @@ class ChildProcess:
         self._log = get_logger(child=name)
         self._lines: collections.deque[str] = collections.deque(maxlen=_KEPT_LINES)
         self._owner: asyncio.Task[None] | None = None
+        self._running: _Running | None = None
         self._next_start = 0.0
         self._changed = asyncio.Event()
         self._count_restart: Callable[[], None] = lambda: None
@@ -241,15 +242,15 @@ class ChildProcess:
         """
         if self._owner is not None and not self._owner.done():
             raise RuntimeError(f"{self.name} is started already")
-        process = await self._launch()
+        running = await self._launch()
         try:
-            await self._await_ready(process)
+            await self._await_ready(running)
         except BaseException:
-            await self._end(process)
+            await self._end(running)
             self._set(ChildState.STOPPED)
             raise
         self._owner = asyncio.get_running_loop().create_task(
-            self._supervise(process), name=f"child {self.name}"
+            self._supervise(running), name=f"child {self.name}"
         )
 
     async def stop(self) -> None:
@@ -258,6 +259,9 @@ class ChildProcess:
         if owner is not None:
             owner.cancel()
             await asyncio.wait({owner})
+        # Not the owner's own clean-up: one that is cancelled before its first step has none.
+        if self._running is not None:
+            await self._end(self._running)
         self._set(ChildState.STOPPED)
 
     async def wait_for(self, *states: ChildState) -> ChildState:
@@ -314,11 +318,12 @@ class ChildProcess:
             os.close(write_end)
         self.pid = process.pid
         loop = asyncio.get_running_loop()
-        return _Running(
+        self._running = _Running(
             process,
             loop.create_task(self._forward(source), name=f"output of {self.name}"),
             loop.create_task(process.wait(), name=f"exit of {self.name}"),
         )
+        return self._running
 
     async def _await_ready(self, running: "_Running") -> None:
         deadline = time.monotonic() + self._ready_seconds
@@ -358,10 +363,16 @@ class ChildProcess:
 
     async def _supervise(self, running: "_Running") -> None:
         failures = 0
-        try:
-            while True:
-                ready_since = time.monotonic()
-                await asyncio.wait({running.exit})
+        while True:
+            ready_since = time.monotonic()
+            await asyncio.wait({running.exit})
+            if (
+                self._restart
+                and time.monotonic() - ready_since >= self._restart.reset_after_seconds
+            ):
+                failures = 0
+            started: _Running | None = None
+            while started is None:
                 self.last_exit = running.exit.result()
                 await self._end(running)
                 policy = self._restart
@@ -369,29 +380,30 @@ class ChildProcess:
                     self._log.error("died", exit=_exit_text(self.last_exit), restart=False)
                     self._set(ChildState.FAILED)
                     return
-                if time.monotonic() - ready_since >= policy.reset_after_seconds:
-                    failures = 0
-                while True:
-                    failures += 1
-                    delay = policy.delay(failures)
-                    self._log.warning(
-                        "died", exit=_exit_text(self.last_exit), restart_in_seconds=round(delay, 2)
-                    )
-                    self._next_start = time.monotonic() + delay
-                    self._set(ChildState.BACKOFF)
-                    await asyncio.sleep(delay)
-                    self.restarts += 1
-                    self._count_restart()
-                    try:
-                        running = await self._launch()
-                        await self._await_ready(running)
-                        break
-                    except StartupError as error:
-                        self._log.warning("not started again", error=error.message)
-                        await self._end(running)
-                self._log.info("started again", pid=self.pid, restarts=self.restarts)
-        finally:
-            await self._end(running)
+                failures += 1
+                started = await self._start_again(policy.delay(failures))
+                running = self._running or running
+            self._log.info("started again", pid=self.pid, restarts=self.restarts)
+
+    async def _start_again(self, delay: float) -> "_Running | None":
+        """Start the dead child after a delay; None when it did not become ready."""
+        self._log.warning(
+            "died", exit=_exit_text(self.last_exit or 0), restart_in_seconds=round(delay, 2)
+        )
+        self._next_start = time.monotonic() + delay
+        self._set(ChildState.BACKOFF)
+        await asyncio.sleep(delay)
+        self.restarts += 1
+        self._count_restart()
+        try:
+            running = await self._launch()
+            await self._await_ready(running)
+        except StartupError as error:
+            self._log.warning("not started again", error=error.message)
+            if self._running is not None:
+                await self._end(self._running)
+            return None
+        return running
 
     async def _end(self, running: "_Running") -> None:
         """Make sure that the process, its group and its reader are gone."""
