@@ -6,7 +6,6 @@ counted, and the first ones are kept for people to look at.
 """
 
 import gzip
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +27,6 @@ __all__ = [
 ]
 
 _KEPT_COMPLAINTS = 10
-_WRAPPER = re.compile(rb'^\{"stream":"([^"]+)","data":(.*)\}\s*$', re.DOTALL)
 
 
 class CaptureError(ValueError):
@@ -45,11 +43,15 @@ class _Line(msgspec.Struct):
     enc: str | None = None
 
 
+class _Wrapper(msgspec.Struct):
+    stream: str | None = None
+    data: msgspec.Raw = msgspec.Raw(b"")
+
+
 class _Event(msgspec.Struct):
     e: str | None = None
     s: str | None = None
-    u: int | str | None = None
-    b: msgspec.Raw = msgspec.Raw(b"")
+    u: int | None = None
 
 
 class _Depth(msgspec.Struct):
@@ -225,6 +227,7 @@ class CaptureReader:
 
 
 _line_decoder = msgspec.json.Decoder(_Line)
+_wrapper_decoder = msgspec.json.Decoder(_Wrapper)
 _event_decoder = msgspec.json.Decoder(_Event)
 _depth_decoder = msgspec.json.Decoder(_Depth)
 _trade_decoder = msgspec.json.Decoder(_Trade)
@@ -233,12 +236,12 @@ _snapshot_decoder = msgspec.json.Decoder(_Snapshot)
 
 
 def _frame(text: bytes, url: str | None, time: float | None) -> CapturedFrame | None:
-    wrapper = _WRAPPER.match(text)
-    payload = text if wrapper is None else wrapper[2]
+    wrapper = _wrapper_decoder.decode(text)
+    payload = text if wrapper.stream is None else bytes(wrapper.data)
     event = _event_decoder.decode(payload)
     if event.s is None:
         return None
-    stream = _raw_stream(event, url) if wrapper is None else wrapper[1].decode()
+    stream = wrapper.stream or _raw_stream(event, url)
     if stream is None:
         return None
     kind = stream.partition("@")[2]
@@ -261,7 +264,7 @@ def _frame(text: bytes, url: str | None, time: float | None) -> CapturedFrame | 
         event_id = _aggregate_decoder.decode(payload).aggregate_id
     elif kind == "bookTicker" and isinstance(event.u, int):
         event_id = event.u
-    whole = None if wrapper is None else text
+    whole = None if wrapper.stream is None else text
     return CapturedFrame(time, event.s, stream, payload, whole, event_id, depth, trade)
 
 

@@ -115,12 +115,11 @@ class GeneratedMarket(Market):
 
     def _schedule(self) -> list[tuple[int, int, int]]:
         due: list[tuple[int, int, int]] = []
-        count = len(self._markets)
         for index, market in enumerate(self._markets):
-            phase = self._now_us + self._step_us * index // count
-            due.append((phase + self._step_us, index, _STEP))
-            due.append((self._now_us + 1_000_000 + phase % 997, index, _SLOW))
-            due.append((self._now_us + 1_000_000 + phase % 991, index, _TICKER))
+            # Symbols are spread over the interval, each by its own chance.
+            due.append((self._now_us + 1 + market.random.randrange(self._step_us), index, _STEP))
+            due.append((self._now_us + 1 + market.random.randrange(1_000_000), index, _SLOW))
+            due.append((self._now_us + 1 + market.random.randrange(1_000_000), index, _TICKER))
             due.append((_next_candle(self._now_us), index, _CANDLE))
             if self.settings.trade_rate:
                 due.append((self._now_us + self._pause(market), index, _TAKE))

@@ -25,6 +25,8 @@ __all__ = ["SimulatedVenue", "VenueSettings"]
 
 _log = logging.getLogger(__name__)
 
+_LONGEST_URL = 64 * 1024  # a thousand streams in one URL
+
 _Positive = Annotated[float, Field(gt=0)]
 _AtLeastOne = Annotated[int, Field(ge=1)]
 
@@ -121,7 +123,9 @@ class SimulatedVenue:
         app.add_routes(self.protocol.rest_routes(self))
         app.add_routes(control_routes(self))
         app.add_routes([web.get(path, self._websocket) for path in self.protocol.websocket_paths])
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.2)
+        runner = web.AppRunner(
+            app, access_log=None, shutdown_timeout=0.2, max_line_size=_LONGEST_URL
+        )
         await runner.setup()
         try:
             site = web.TCPSite(runner, self.host, self.port)

@@ -30,6 +30,7 @@ _NEAR_TICKS = 25
 _WANDER_TICKS = 400
 _TABLE = 1 << 14
 _POOL = 1 << 10
+_APART = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +49,26 @@ class ChurnTable:
         """Return a table for books of about `levels` levels a side."""
         chosen = random.Random(f"churn {seed}")  # noqa: S311
         span = max(8, round(levels / _DENSITY))
-        offsets = [
-            min(span - 1, int(chosen.expovariate(1 / _NEAR_TICKS)))
-            if chosen.random() < _NEAR_SHARE
-            else chosen.randrange(span)
-            for _ in range(2 * _TABLE)
-        ]
+        offsets: list[int] = []
+        for _ in range(2 * _TABLE):
+            offset = _offset(chosen, span)
+            for _ in range(4):
+                # A frame tells of a level once: neighbours in the table should differ.
+                if offset not in offsets[-_APART:]:
+                    break
+                offset = _offset(chosen, span)
+            offsets.append(offset)
         actions = [
             chosen.randrange(_POOL) - (_POOL if chosen.random() < _DELETE_SHARE else 0)
             for _ in range(2 * _TABLE)
         ]
         return cls(tuple(offsets), tuple(actions), span)
+
+
+def _offset(chosen: random.Random, span: int) -> int:
+    if chosen.random() < _NEAR_SHARE:
+        return min(span - 1, int(chosen.expovariate(1 / _NEAR_TICKS)))
+    return chosen.randrange(span)
 
 
 class SymbolMarket:
