@@ -17,6 +17,7 @@ __all__ = [
     "StoredMessage",
     "api_request",
     "last_message",
+    "list_consumers",
     "list_streams",
     "message_headers",
     "stream_info",
@@ -113,16 +114,28 @@ async def stream_info(connection: Connection, stream: str) -> dict[str, Any] | N
         raise
 
 
-async def list_streams(connection: Connection) -> list[dict[str, Any]]:
-    """Give the info of every stream, in JetStream's order."""
-    streams: list[dict[str, Any]] = []
+async def list_streams(connection: Connection, *, subject: str = "") -> list[dict[str, Any]]:
+    """Give the info of every stream, or of those that take `subject`, in JetStream's order."""
+    wanted = {"subject": subject} if subject else {}
+    return await _all_pages(connection, "STREAM.LIST", "streams", wanted)
+
+
+async def list_consumers(connection: Connection, stream: str) -> list[dict[str, Any]]:
+    """Give the info of every consumer of a stream, in JetStream's order."""
+    return await _all_pages(connection, f"CONSUMER.LIST.{stream}", "consumers", {})
+
+
+async def _all_pages(
+    connection: Connection, verb: str, key: str, wanted: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
     for _ in range(_PAGE_LIMIT):
-        page = await api_request(connection, "STREAM.LIST", {"offset": len(streams)})
-        found = page.get("streams") or []
-        streams.extend(found)
-        if not found or len(streams) >= int(page.get("total", 0)):
+        page = await api_request(connection, verb, {**wanted, "offset": len(found)})
+        rows = page.get(key) or []
+        found.extend(rows)
+        if not rows or len(found) >= int(page.get("total", 0)):
             break
-    return streams
+    return found
 
 
 async def last_message(

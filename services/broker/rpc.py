@@ -1,0 +1,233 @@
+"""The gRPC view of the broker: streams, consumers, servers, use."""
+
+from collections.abc import AsyncIterator, Iterable
+from typing import Any, NoReturn, TypeAlias
+
+import grpc
+from marketprism.broker.v1 import broker_service_pb2 as pb
+from marketprism.broker.v1 import broker_service_pb2_grpc
+
+from services.broker import convert
+from services.broker.keeper import StreamKeeper
+from services.broker.monitor import Monitor
+from services.broker.settings import BrokerSettings
+from services.shared.errors import (
+    FieldViolation,
+    InvalidArgument,
+    NotFound,
+    Unavailable,
+    Unimplemented,
+)
+from services.shared.jetstream import JetStreamError, list_streams, stream_info
+from services.shared.jetstream.api import STREAM_NOT_FOUND, api_request, list_consumers
+
+__all__ = ["BrokerServicer"]
+
+_Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+_CONSUMER_NOT_FOUND = 10014
+_DEFAULT_PAGE = 100
+_MAX_PAGE = 1000
+
+
+class BrokerServicer(broker_service_pb2_grpc.BrokerServiceServicer):
+    """Answers for `marketprism.broker.v1.BrokerService`."""
+
+    def __init__(self, keeper: StreamKeeper, monitor: Monitor, settings: BrokerSettings) -> None:
+        self._keeper = keeper
+        self._monitor = monitor
+        self._settings = settings
+
+    async def ListStreams(  # noqa: N802 - the contract's name
+        self, request: pb.ListStreamsRequest, context: _Context
+    ) -> pb.ListStreamsResponse:
+        """Give streams by name."""
+        connection = self._keeper.connection
+        infos = await list_streams(connection, subject=request.subject)
+        by_name = {str(info["config"]["name"]): info for info in infos}
+        names, token = _page(by_name, request.page_size, request.page_token)
+        return pb.ListStreamsResponse(
+            streams=[
+                convert.stream(
+                    by_name[name],
+                    server=connection.server_name,
+                    managed=name in self._settings.streams,
+                )
+                for name in names
+            ],
+            next_page_token=token,
+        )
+
+    async def GetStream(  # noqa: N802
+        self, request: pb.GetStreamRequest, context: _Context
+    ) -> pb.GetStreamResponse:
+        """Give one stream."""
+        connection = self._keeper.connection
+        info = await stream_info(connection, _name(request.stream, "stream"))
+        if info is None:
+            raise _no_stream(request.stream)
+        return pb.GetStreamResponse(
+            stream=convert.stream(
+                info,
+                server=connection.server_name,
+                managed=request.stream in self._settings.streams,
+            )
+        )
+
+    async def ListConsumers(  # noqa: N802
+        self, request: pb.ListConsumersRequest, context: _Context
+    ) -> pb.ListConsumersResponse:
+        """Give the consumers of a stream by name."""
+        stream = _name(request.stream, "stream")
+        connection = self._keeper.connection
+        try:
+            infos = await list_consumers(connection, stream)
+        except JetStreamError as error:
+            if error.code == STREAM_NOT_FOUND:
+                raise _no_stream(stream) from None
+            raise
+        by_name = {str(info["name"]): info for info in infos}
+        names, token = _page(by_name, request.page_size, request.page_token)
+        return pb.ListConsumersResponse(
+            consumers=[
+                convert.consumer(by_name[name], server=connection.server_name) for name in names
+            ],
+            next_page_token=token,
+        )
+
+    async def GetConsumer(  # noqa: N802
+        self, request: pb.GetConsumerRequest, context: _Context
+    ) -> pb.GetConsumerResponse:
+        """Give one consumer."""
+        stream, name = _name(request.stream, "stream"), _name(request.consumer, "consumer")
+        try:
+            connection = self._keeper.connection
+            info = await api_request(connection, f"CONSUMER.INFO.{stream}.{name}")
+        except JetStreamError as error:
+            if error.code == STREAM_NOT_FOUND:
+                raise _no_stream(stream) from None
+            if error.code == _CONSUMER_NOT_FOUND:
+                raise NotFound(
+                    f"stream {stream} has no consumer {name}; ListConsumers names those it has",
+                    reason="CONSUMER_NOT_FOUND",
+                    metadata={"stream": stream, "consumer": name},
+                ) from None
+            raise
+        return pb.GetConsumerResponse(
+            consumer=convert.consumer(info, server=connection.server_name)
+        )
+
+    async def GetCluster(  # noqa: N802
+        self, request: pb.GetClusterRequest, context: _Context
+    ) -> pb.GetClusterResponse:
+        """Give the servers; the one whose monitoring is read."""
+        reading = self._monitor.reading
+        if reading is None:
+            raise Unavailable(
+                f"the broker's monitoring does not answer ({self._monitor.last_error}); for an "
+                "external broker set monitor_url in config/broker.yaml",
+                reason="BROKER_UNAVAILABLE",
+                retry_after=self._settings.monitor_seconds,
+            )
+        return pb.GetClusterResponse(
+            name=str((reading.varz.get("cluster") or {}).get("name", "")),
+            nodes=[convert.cluster_node(reading.varz, reading.jsz)],
+        )
+
+    async def GetAccountUsage(  # noqa: N802
+        self, request: pb.GetAccountUsageRequest, context: _Context
+    ) -> pb.GetAccountUsageResponse:
+        """Give what is used and what may be."""
+        info = await api_request(self._keeper.connection, "INFO")
+        reading = self._monitor.reading
+        server = reading.jsz.get("config", {}) if reading is not None else {}
+        return pb.GetAccountUsageResponse(usage=convert.account_usage(info, server))
+
+    async def CreateStream(self, request: Any, context: _Context) -> NoReturn:  # noqa: N802
+        """Not offered yet."""
+        raise _not_offered("CreateStream")
+
+    async def UpdateStream(self, request: Any, context: _Context) -> NoReturn:  # noqa: N802
+        """Not offered yet."""
+        raise _not_offered("UpdateStream")
+
+    async def DeleteStream(self, request: Any, context: _Context) -> NoReturn:  # noqa: N802
+        """Not offered yet."""
+        raise _not_offered("DeleteStream")
+
+    async def PurgeStream(self, request: Any, context: _Context) -> NoReturn:  # noqa: N802
+        """Not offered yet."""
+        raise _not_offered("PurgeStream")
+
+    async def CreateConsumer(self, request: Any, context: _Context) -> NoReturn:  # noqa: N802
+        """Not offered yet."""
+        raise _not_offered("CreateConsumer")
+
+    async def UpdateConsumer(self, request: Any, context: _Context) -> NoReturn:  # noqa: N802
+        """Not offered yet."""
+        raise _not_offered("UpdateConsumer")
+
+    async def DeleteConsumer(self, request: Any, context: _Context) -> NoReturn:  # noqa: N802
+        """Not offered yet."""
+        raise _not_offered("DeleteConsumer")
+
+    async def Publish(self, request: Any, context: _Context) -> NoReturn:  # noqa: N802
+        """Not offered yet."""
+        raise _not_offered("Publish")
+
+    async def ListMessages(self, request: Any, context: _Context) -> NoReturn:  # noqa: N802
+        """Not offered yet."""
+        raise _not_offered("ListMessages")
+
+    async def GetMessage(self, request: Any, context: _Context) -> NoReturn:  # noqa: N802
+        """Not offered yet."""
+        raise _not_offered("GetMessage")
+
+    async def DeleteMessage(self, request: Any, context: _Context) -> NoReturn:  # noqa: N802
+        """Not offered yet."""
+        raise _not_offered("DeleteMessage")
+
+    async def ReplayMessages(  # noqa: N802
+        self, request: pb.ReplayMessagesRequest, context: _Context
+    ) -> AsyncIterator[pb.ReplayMessagesResponse]:
+        """Not offered yet."""
+        raise _not_offered("ReplayMessages")
+        yield pb.ReplayMessagesResponse()
+
+
+def _not_offered(method: str) -> Unimplemented:
+    return Unimplemented(
+        f"BrokerService.{method} is part of the contract and this version does not offer it",
+        reason="UNIMPLEMENTED",
+        metadata={"method": f"/marketprism.broker.v1.BrokerService/{method}"},
+    )
+
+
+def _no_stream(stream: str) -> NotFound:
+    return NotFound(
+        f"there is no stream {stream}; ListStreams names those there are",
+        reason="STREAM_NOT_FOUND",
+        metadata={"stream": stream},
+    )
+
+
+def _name(value: str, field: str) -> str:
+    # A name becomes a word of a NATS subject: anything else would reach another one.
+    if len(value) > 255 or not value.replace("-", "").replace("_", "").isalnum():
+        raise _invalid(field, "expected letters, digits, - and _", value)
+    return value
+
+
+def _page(names: Iterable[str], size: int, token: str) -> tuple[list[str], str]:
+    """Give the names of one page and the token of the next: the last name before it."""
+    if not 0 <= size <= _MAX_PAGE:
+        raise _invalid("page_size", f"expected 1 to {_MAX_PAGE}, or 0 for {_DEFAULT_PAGE}", size)
+    after = sorted(name for name in names if name > token)
+    page = after[: size or _DEFAULT_PAGE]
+    return page, page[-1] if len(page) < len(after) else ""
+
+
+def _invalid(field: str, expected: str, value: object) -> InvalidArgument:
+    text = f"{expected}, got {str(value)[:80]!r}"
+    return InvalidArgument(
+        f"{field}: {text}", violations=[FieldViolation(field, text, "OUT_OF_RANGE")]
+    )
