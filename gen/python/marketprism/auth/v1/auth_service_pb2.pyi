@@ -180,8 +180,8 @@ class RevokeTokenResponse(_message.Message):
 Global___RevokeTokenResponse: _TypeAlias = RevokeTokenResponse  # noqa: Y015
 
 @_typing.final
-class ListSigningKeysRequest(_message.Message):
-    """Request of AuthService.ListSigningKeys."""
+class GetSigningKeysRequest(_message.Message):
+    """Request of AuthService.GetSigningKeys."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -194,11 +194,11 @@ class ListSigningKeysRequest(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ListSigningKeysRequest: _TypeAlias = ListSigningKeysRequest  # noqa: Y015
+Global___GetSigningKeysRequest: _TypeAlias = GetSigningKeysRequest  # noqa: Y015
 
 @_typing.final
-class ListSigningKeysResponse(_message.Message):
-    """Response of AuthService.ListSigningKeys."""
+class GetSigningKeysResponse(_message.Message):
+    """Response of AuthService.GetSigningKeys."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -218,7 +218,7 @@ class ListSigningKeysResponse(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ListSigningKeysResponse: _TypeAlias = ListSigningKeysResponse  # noqa: Y015
+Global___GetSigningKeysResponse: _TypeAlias = GetSigningKeysResponse  # noqa: Y015
 
 @_typing.final
 class WhoAmIRequest(_message.Message):

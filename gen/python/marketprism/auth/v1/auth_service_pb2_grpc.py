@@ -60,10 +60,10 @@ class AuthServiceStub:
                 request_serializer=marketprism_dot_auth_dot_v1_dot_auth__service__pb2.RevokeTokenRequest.SerializeToString,
                 response_deserializer=marketprism_dot_auth_dot_v1_dot_auth__service__pb2.RevokeTokenResponse.FromString,
                 _registered_method=True)
-        self.ListSigningKeys = channel.unary_unary(
-                '/marketprism.auth.v1.AuthService/ListSigningKeys',
-                request_serializer=marketprism_dot_auth_dot_v1_dot_auth__service__pb2.ListSigningKeysRequest.SerializeToString,
-                response_deserializer=marketprism_dot_auth_dot_v1_dot_auth__service__pb2.ListSigningKeysResponse.FromString,
+        self.GetSigningKeys = channel.unary_unary(
+                '/marketprism.auth.v1.AuthService/GetSigningKeys',
+                request_serializer=marketprism_dot_auth_dot_v1_dot_auth__service__pb2.GetSigningKeysRequest.SerializeToString,
+                response_deserializer=marketprism_dot_auth_dot_v1_dot_auth__service__pb2.GetSigningKeysResponse.FromString,
                 _registered_method=True)
         self.WhoAmI = channel.unary_unary(
                 '/marketprism.auth.v1.AuthService/WhoAmI',
@@ -202,7 +202,7 @@ class AuthServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def ListSigningKeys(self, request, context):
+    def GetSigningKeys(self, request, context):
         """Public keys that access tokens can be verified with, to anybody.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -367,10 +367,10 @@ def add_AuthServiceServicer_to_server(servicer, server):
                     request_deserializer=marketprism_dot_auth_dot_v1_dot_auth__service__pb2.RevokeTokenRequest.FromString,
                     response_serializer=marketprism_dot_auth_dot_v1_dot_auth__service__pb2.RevokeTokenResponse.SerializeToString,
             ),
-            'ListSigningKeys': grpc.unary_unary_rpc_method_handler(
-                    servicer.ListSigningKeys,
-                    request_deserializer=marketprism_dot_auth_dot_v1_dot_auth__service__pb2.ListSigningKeysRequest.FromString,
-                    response_serializer=marketprism_dot_auth_dot_v1_dot_auth__service__pb2.ListSigningKeysResponse.SerializeToString,
+            'GetSigningKeys': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSigningKeys,
+                    request_deserializer=marketprism_dot_auth_dot_v1_dot_auth__service__pb2.GetSigningKeysRequest.FromString,
+                    response_serializer=marketprism_dot_auth_dot_v1_dot_auth__service__pb2.GetSigningKeysResponse.SerializeToString,
             ),
             'WhoAmI': grpc.unary_unary_rpc_method_handler(
                     servicer.WhoAmI,
@@ -576,7 +576,7 @@ class AuthService:
             _registered_method=True)
 
     @staticmethod
-    def ListSigningKeys(request,
+    def GetSigningKeys(request,
             target,
             options=(),
             channel_credentials=None,
@@ -589,9 +589,9 @@ class AuthService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/marketprism.auth.v1.AuthService/ListSigningKeys',
-            marketprism_dot_auth_dot_v1_dot_auth__service__pb2.ListSigningKeysRequest.SerializeToString,
-            marketprism_dot_auth_dot_v1_dot_auth__service__pb2.ListSigningKeysResponse.FromString,
+            '/marketprism.auth.v1.AuthService/GetSigningKeys',
+            marketprism_dot_auth_dot_v1_dot_auth__service__pb2.GetSigningKeysRequest.SerializeToString,
+            marketprism_dot_auth_dot_v1_dot_auth__service__pb2.GetSigningKeysResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -50,7 +50,7 @@ class AuthServiceStub:
     """Gives the next token pair. A refresh token that comes twice revokes everything that came from it."""
     RevokeToken: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.RevokeTokenRequest, _auth_service_pb2.RevokeTokenResponse]
     """Ends a token pair and all that came from it: one's own, or as administrator any."""
-    ListSigningKeys: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.ListSigningKeysRequest, _auth_service_pb2.ListSigningKeysResponse]
+    GetSigningKeys: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.GetSigningKeysRequest, _auth_service_pb2.GetSigningKeysResponse]
     """Public keys that access tokens can be verified with, to anybody."""
     WhoAmI: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.WhoAmIRequest, _auth_service_pb2.WhoAmIResponse]
     """Who the caller is, and what they may do and use."""
@@ -115,7 +115,7 @@ class AuthServiceAsyncStub(AuthServiceStub):
     """Gives the next token pair. A refresh token that comes twice revokes everything that came from it."""
     RevokeToken: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.RevokeTokenRequest, _auth_service_pb2.RevokeTokenResponse]  # type: ignore[assignment]
     """Ends a token pair and all that came from it: one's own, or as administrator any."""
-    ListSigningKeys: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.ListSigningKeysRequest, _auth_service_pb2.ListSigningKeysResponse]  # type: ignore[assignment]
+    GetSigningKeys: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.GetSigningKeysRequest, _auth_service_pb2.GetSigningKeysResponse]  # type: ignore[assignment]
     """Public keys that access tokens can be verified with, to anybody."""
     WhoAmI: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.WhoAmIRequest, _auth_service_pb2.WhoAmIResponse]  # type: ignore[assignment]
     """Who the caller is, and what they may do and use."""
@@ -197,11 +197,11 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         """Ends a token pair and all that came from it: one's own, or as administrator any."""
 
     @_abc_1.abstractmethod
-    def ListSigningKeys(
+    def GetSigningKeys(
         self,
-        request: _auth_service_pb2.ListSigningKeysRequest,
+        request: _auth_service_pb2.GetSigningKeysRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_auth_service_pb2.ListSigningKeysResponse, _abc.Awaitable[_auth_service_pb2.ListSigningKeysResponse]]:
+    ) -> _typing.Union[_auth_service_pb2.GetSigningKeysResponse, _abc.Awaitable[_auth_service_pb2.GetSigningKeysResponse]]:
         """Public keys that access tokens can be verified with, to anybody."""
 
     @_abc_1.abstractmethod
