@@ -242,6 +242,14 @@ class Publisher:
             self._after_drop()
         return True
 
+    def tell(self, subject: str, payload: bytes) -> bool:
+        """Send to whoever listens right now, unstored and unbuffered; False while unconnected."""
+        connection = self._connection
+        if connection is None or connection.is_closed or not self._connected.is_set():
+            return False
+        connection.publish(subject, payload)
+        return True
+
     async def last_message(self, subject: str) -> StoredMessage | None:
         """Give the newest stored message of a subject, None when the streams hold none.
 
