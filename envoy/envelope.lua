@@ -154,10 +154,24 @@ local function fail(handle, body, id, code, message, details)
     .. '","request_id":' .. id .. "}")
 end
 
+-- What Envoy tells a gRPC client by itself, made what gRPC clients expect of a server.
+local function correct_grpc(headers)
+  if headers:get("grpc-message") == "upstream request timeout" then
+    headers:replace("grpc-status", "4")
+  end
+  if headers:get(":status") ~= "200" then
+    headers:replace(":status", "200")
+  end
+end
+
 function envoy_on_response(handle)
   -- Nothing got from the handle outlives the wait for the body, so it is asked for again then.
   local headers = handle:headers()
-  if headers:get("content-type") ~= "application/json" then
+  local kind = headers:get("content-type")
+  if kind ~= "application/json" then
+    if kind and find(kind, "^application/grpc") then
+      correct_grpc(headers)
+    end
     return
   end
   if headers:get(":status") == "200" then

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from google.api import annotations_pb2, http_pb2
+from google.api import (  # type: ignore[import-untyped]  # the package ships no type stubs
+    annotations_pb2,
+    http_pb2,
+)
 from google.protobuf import descriptor_pb2
 from google.protobuf.message import DecodeError
 
@@ -150,10 +153,7 @@ def allowed_methods(services: Iterable[Service]) -> tuple[MethodSet, ...]:
     Where two paths could be the same request, each takes the methods of both.
     """
     bindings = [
-        binding
-        for service in services
-        for method in service.methods
-        for binding in method.bindings
+        binding for service in services for method in service.methods for binding in method.bindings
     ]
     groups: dict[tuple[str, ...], dict[str, None]] = {}
     for binding in bindings:

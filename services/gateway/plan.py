@@ -67,7 +67,10 @@ class Cluster:
     """Where it is at the start."""
 
     grpc: bool
-    """Whether it speaks gRPC over HTTP/2, and is health-checked so."""
+    """Whether it speaks gRPC over HTTP/2, else HTTP/1.1."""
+
+    checked: bool
+    """Whether its health is checked; the gateway's own servers live and die with Envoy."""
 
     endpoints_file: Path | None
     """File that its endpoints are read from whenever it is replaced; `None` means DNS."""
@@ -153,9 +156,10 @@ def make_plan(
     `endpoints_dir` is where the endpoint files of the clusters are.
     """
     enabled = {name: item for name, item in settings.upstreams.items() if item.enabled}
+    near = _reachable(mesh.host)
     clusters: list[Cluster] = [
-        _cluster(GATEWAY, Address(mesh.host, ports.gateway_grpc), endpoints_dir, grpc=True),
-        _cluster(f"{GATEWAY}_http", Address(mesh.host, ports.gateway_http), endpoints_dir),
+        _cluster(GATEWAY, Address(near, ports.gateway_grpc), endpoints_dir, grpc=True),
+        _cluster(f"{GATEWAY}_http", Address(near, ports.gateway_http), endpoints_dir),
     ]
     for name, upstream in enabled.items():
         grpc_address, http_address = _addresses(name, upstream, mesh)
@@ -177,9 +181,11 @@ def make_plan(
     )
 
 
-def _addresses(name: str, upstream: UpstreamSettings, mesh: MeshSettings) -> tuple[Address, Address]:
+def _addresses(
+    name: str, upstream: UpstreamSettings, mesh: MeshSettings
+) -> tuple[Address, Address]:
     usual = mesh.service(name)
-    host = upstream.host or mesh.host
+    host = upstream.host or _reachable(mesh.host)
     found = []
     for key, port in (
         ("grpc_port", upstream.grpc_port or usual.grpc_port),
@@ -196,9 +202,14 @@ def _addresses(name: str, upstream: UpstreamSettings, mesh: MeshSettings) -> tup
     return found[0], found[1]
 
 
+def _reachable(host: str) -> str:
+    """Give where a server is reached that binds `host`: one bound to all addresses, on loopback."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - not bound here
+
+
 def _cluster(name: str, address: Address, endpoints_dir: Path, *, grpc: bool = False) -> Cluster:
     file = endpoints_dir / f"{name}.yaml" if address.is_ip else None
-    return Cluster(name, address, grpc, file)
+    return Cluster(name, address, grpc, grpc and name != GATEWAY, file)
 
 
 def _listener(

@@ -259,6 +259,11 @@ class GatewaySettings(SettingsModel):
                 f"expected a port of its own for each listener and the admin interface, and "
                 f"several have {', '.join(map(str, sorted(double)))}"
             )
+        if self.timeouts.idle_request <= self.timeouts.unary:
+            raise ValueError(
+                f"expected timeouts.idle_request to be longer than timeouts.unary "
+                f"({self.timeouts.unary:g} s), and it is {self.timeouts.idle_request:g} s"
+            )
         owners: dict[str, str] = {}
         for name, upstream in self.upstreams.items():
             for package in upstream.packages:
