@@ -1,0 +1,324 @@
+"""Everything that is collected of one instrument, and the subjects it is published on."""
+
+from collections.abc import Callable
+
+from marketprism.collector.v1 import integrity_event_pb2 as integrity
+from marketprism.market.v1 import common_pb2
+from marketprism.market.v1 import order_book_pb2 as pb
+
+from services.collector.encoding import BestBidOfferEncoder
+from services.collector.ledger import CAUSE_OF_REASON, Ledger
+from services.collector.synchroniser import BookSynchroniser, SnapshotPolicy
+from services.collector.trades import TradeTape
+from services.collector.venues.base import (
+    BookDiff,
+    InstrumentSpec,
+    TopOfBook,
+    TradePrint,
+    VenueAdapter,
+)
+from services.shared.publisher import Publisher
+
+__all__ = ["InstrumentFeed"]
+
+_TOP_CHECK_SECONDS = 1.0
+_TOPS_KEPT = 256
+_BOOK_KINDS = common_pb2.EVENT_KIND_ORDER_BOOK
+_TRADE_KIND = common_pb2.EVENT_KIND_TRADE
+
+
+class InstrumentFeed:
+    """Book, trades and best bid-offer of one instrument. It is the `BookOutput` of its book.
+
+    `fetch_snapshot(feed, reason)` and `fetch_trades(feed, first, last)` start the REST requests
+    whose answers come back to `book` and `on_history`.
+    """
+
+    def __init__(
+        self,
+        spec: InstrumentSpec,
+        adapter: VenueAdapter,
+        publisher: Publisher,
+        ledger: Ledger,
+        policy: SnapshotPolicy,
+        fetch_snapshot: Callable[["InstrumentFeed", int], None],
+        fetch_trades: Callable[["InstrumentFeed", int, int], None],
+        *,
+        epoch_floor: int = 0,
+        last_trade_id: int = 0,
+    ) -> None:
+        self.spec = spec
+        self.connection_id = ""
+        self.key = f"{spec.exchange}/{spec.symbol}"
+        self.snapshot_attempts = 0
+        self.top_checks = 0
+        self.top_mismatches = 0
+        self.dropped_updates = 0
+        self.rejected_trades = 0
+        self.book = BookSynchroniser(
+            spec.exchange, spec.symbol, adapter, self, policy, epoch_floor=epoch_floor
+        )
+        self.trades = TradeTape(
+            spec.exchange, spec.symbol, self._publish_trade, self._request_history
+        )
+        self.trades.last_id = last_trade_id
+        self.last_top: TopOfBook | None = None
+        self.last_top_time = 0
+        self._publisher = publisher
+        self._ledger = ledger
+        self._fetch_snapshot = fetch_snapshot
+        self._fetch_trades = fetch_trades
+        self._top_encoder = BestBidOfferEncoder(spec.exchange, spec.symbol)
+        name = f"{spec.exchange}.{spec.symbol}"
+        self._update_subject = f"market.order_book_update.{name}"
+        self._snapshot_subject = f"market.order_book_snapshot.{name}"
+        self._status_subject = f"market.order_book_status.{name}"
+        self._trade_subject = f"market.trade.{name}"
+        self._top_subject = f"market.best_bid_offer.{name}"
+        self._top_key = f"top:{self.key}"
+        self._messages = 0
+        self._next_top_check = 0
+        self._tops: dict[int, TopOfBook] | None = None
+        self._begun: str = ""
+        self._reported_drops = 0
+        self._first_rejected = 0
+        self._last_rejected = 0
+        self._reported_rejected = 0
+
+    # Frames
+
+    def on_diff(self, diff: BookDiff, now: int) -> None:
+        """Take a change of the book, and now and then hold the book against the venue's own top."""
+        book = self.book
+        book.on_diff(diff, now)
+        tops = self._tops
+        if tops is None:
+            if now >= self._next_top_check:
+                self._tops = {}
+        elif (top := tops.get(book.venue_sequence)) is not None and book.in_step:
+            self._tops = None
+            self._next_top_check = now + int(_TOP_CHECK_SECONDS * 1e9)
+            self._check_top(top, now)
+        elif len(tops) > _TOPS_KEPT:
+            self._tops = {}
+
+    def on_trade(self, trade: TradePrint, now: int) -> None:
+        """Take a trade."""
+        self.trades.on_trade(trade, now)
+
+    def on_top(self, top: TopOfBook, now: int) -> None:
+        """Take a best bid and offer; one that is not newer than the last is dropped."""
+        last = self.last_top
+        if last is not None and top.venue_sequence <= last.venue_sequence:
+            return
+        self.last_top = top
+        self.last_top_time = now
+        tops = self._tops
+        if tops is not None:
+            tops[top.venue_sequence] = top
+        self._publisher.publish(
+            self._top_subject,
+            self._top_encoder.best_bid_offer(
+                top.venue_sequence, top.exchange_time, now, top.bid, top.ask
+            ),
+            str(top.venue_sequence),
+            droppable_key=self._top_key,
+        )
+
+    def on_malformed(self, detail: str, now: int) -> None:
+        """Take note of a frame of this instrument that could not be read."""
+        self._record(integrity.INTEGRITY_KIND_MALFORMED_FRAME, pb.ORDER_BOOK_REASON_MALFORMED_FRAME,
+                     detail, now, count=1)  # fmt: skip
+        self.book.on_malformed(detail, now)
+
+    def on_disconnected(self, detail: str, now: int) -> None:
+        """Take note that the connection ended."""
+        self.last_top = None
+        self._tops = None
+        self.book.on_disconnected(detail, now)
+
+    def lag_behind_top(self, now: int) -> float:
+        """Seconds for which the book has been behind the venue's own best bid and offer."""
+        top = self.last_top
+        if top is None or top.venue_sequence <= self.book.venue_sequence:
+            return 0.0
+        return (now - self.last_top_time) / 1e9
+
+    # Answers
+
+    def on_history(self, trades: list[TradePrint], detail: str, now: int) -> None:
+        """Take what the venue's history has of the missing trades; `detail` says why it is less."""
+        missing = self.trades.missing
+        if missing is None:
+            return
+        first, last = missing
+        found, lost = self.trades.fill(trades, now)
+        common = {
+            "exchange": self.spec.exchange,
+            "symbol": self.spec.symbol,
+            "now": now,
+            "event_kind": _TRADE_KIND,
+            "connection_id": self.connection_id,
+        }
+        if found:
+            self._ledger.record(
+                integrity.INTEGRITY_KIND_BACKFILLED,
+                integrity.INTEGRITY_CAUSE_VENUE_SEQUENCE,
+                f"{found} of the trades {first}..{last} were fetched from the venue's history",
+                count=found,
+                **common,  # type: ignore[arg-type]
+            )
+        if lost:
+            self._ledger.record(
+                integrity.INTEGRITY_KIND_GAP,
+                integrity.INTEGRITY_CAUSE_VENUE_SEQUENCE,
+                f"{lost} of the trades {first}..{last} are missing for good: {detail}",
+                first_missing_id=first,
+                last_missing_id=last,
+                count=lost,
+                **common,  # type: ignore[arg-type]
+            )
+
+    # The broker
+
+    def on_dropped(self, key: str, count: int) -> None:
+        """Take note that the broker's buffer gave up what was unsent under a key of ours."""
+        self.dropped_updates += count
+        if key == self.key:
+            self.book.mute()
+
+    def on_rejected(self, subject: str, message_id: str) -> None:
+        """Take note that a trade found no room in the broker's buffer."""
+        if subject == self._trade_subject:
+            self.rejected_trades += 1
+            self._last_rejected = int(message_id)
+            self._first_rejected = self._first_rejected or self._last_rejected
+
+    def report_drops(self, now: int) -> None:
+        """Write to the ledger what the buffer could not hold, once there is room again."""
+        count = self.dropped_updates - self._reported_drops
+        if count:
+            self._reported_drops = self.dropped_updates
+            self._record(
+                integrity.INTEGRITY_KIND_DROPPED,
+                pb.ORDER_BOOK_REASON_BROKER_BACKPRESSURE,
+                "the broker was away for longer than the buffer lasts",
+                now,
+                count=count,
+            )
+        count = self.rejected_trades - self._reported_rejected
+        if count:
+            self._reported_rejected = self.rejected_trades
+            self._ledger.record(
+                integrity.INTEGRITY_KIND_DROPPED,
+                integrity.INTEGRITY_CAUSE_BROKER_BACKPRESSURE,
+                "the broker was away for longer than the buffer lasts",
+                exchange=self.spec.exchange,
+                symbol=self.spec.symbol,
+                now=now,
+                event_kind=_TRADE_KIND,
+                first_missing_id=self._first_rejected,
+                last_missing_id=self._last_rejected,
+                count=count,
+            )
+            self._first_rejected = self._last_rejected = 0
+
+    # BookOutput
+
+    def publish_update(self, payload: bytes, epoch: int, sequence: int) -> None:
+        """Publish an encoded update."""
+        self._publisher.publish(
+            self._update_subject, payload, f"{epoch}.{sequence}", droppable_key=self.key
+        )
+
+    def publish_snapshot(self, payload: bytes, epoch: int, sequence: int) -> None:
+        """Publish an encoded snapshot."""
+        self._messages += 1
+        self._publisher.publish(
+            self._snapshot_subject,
+            payload,
+            f"{epoch}.{sequence}.{self._messages}",
+            droppable_key=self.key,
+        )
+
+    def publish_status(self, status: pb.OrderBookStatus) -> None:
+        """Publish a change of state, and write it to the ledger."""
+        self._messages += 1
+        now = status.time.ToNanoseconds()
+        self._publisher.publish(
+            self._status_subject,
+            status.SerializeToString(),
+            f"{now}.{self._messages}",
+            droppable_key=self.key,
+        )
+        if status.state == pb.ORDER_BOOK_STATE_SYNCED:
+            self.snapshot_attempts = 0
+            if self._begun:
+                self._record(
+                    integrity.INTEGRITY_KIND_RESYNC_FINISHED, status.reason, status.detail, now,
+                    begin=now - status.outage_ms * 1_000_000, previous=self._begun,
+                )  # fmt: skip
+                self._begun = ""
+        elif status.state == pb.ORDER_BOOK_STATE_STALE:
+            self._record(integrity.INTEGRITY_KIND_SILENT, status.reason, status.detail, now)
+        elif not self._begun:
+            if status.reason == pb.ORDER_BOOK_REASON_VENUE_GAP:
+                self._record(integrity.INTEGRITY_KIND_GAP, status.reason, status.detail, now)
+            self._begun = self._record(
+                integrity.INTEGRITY_KIND_RESYNC_BEGUN, status.reason, status.detail, now
+            )
+
+    def request_snapshot(self, reason: "pb.OrderBookReason.ValueType") -> None:
+        """Fetch the venue's snapshot."""
+        self._fetch_snapshot(self, reason)
+
+    # Inside
+
+    def _publish_trade(self, payload: bytes, trade_id: int) -> None:
+        self._publisher.publish(self._trade_subject, payload, str(trade_id))
+
+    def _request_history(self, first: int, last: int) -> None:
+        self._fetch_trades(self, first, last)
+
+    def _check_top(self, top: TopOfBook, now: int) -> None:
+        book = self.book.book
+        bid, ask = book.best_bid() or ("", ""), book.best_ask() or ("", "")
+        self.top_checks += 1
+        if bid != top.bid or ask != top.ask:
+            self.top_mismatches += 1
+            self.book.rebuild(
+                pb.ORDER_BOOK_REASON_CHECKSUM_MISMATCH,
+                f"at {top.venue_sequence} the venue's best is {top.bid} / {top.ask}, "
+                f"the book's is {tuple(bid)} / {tuple(ask)}",
+                now,
+            )
+
+    def _record(
+        self,
+        kind: "integrity.IntegrityKind.ValueType",
+        reason: int,
+        detail: str,
+        now: int,
+        *,
+        count: int = 0,
+        begin: int = 0,
+        previous: str = "",
+    ) -> str:
+        book = self.book
+        return self._ledger.record(
+            kind,
+            CAUSE_OF_REASON.get(reason, integrity.INTEGRITY_CAUSE_UNSPECIFIED),
+            detail,
+            exchange=self.spec.exchange,
+            symbol=self.spec.symbol,
+            now=now,
+            event_kind=_BOOK_KINDS,
+            begin=begin or book.receive_time,
+            end=now,
+            count=count,
+            epoch=book.epoch,
+            sequence=book.sequence,
+            venue_sequence=book.venue_sequence,
+            connection_id=self.connection_id,
+            previous_event_id=previous,
+        )

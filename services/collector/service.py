@@ -1,0 +1,246 @@
+"""The collector: venues on one side, the broker on the other."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import aiohttp
+import grpc
+from marketprism.collector.v1 import collector_service_pb2 as pb
+from marketprism.collector.v1 import collector_service_pb2_grpc as pb_grpc
+from marketprism.collector.v1 import integrity_event_pb2 as integrity
+from marketprism.market.v1 import order_book_pb2 as book_pb
+
+from services.collector.feed import InstrumentFeed
+from services.collector.ledger import Ledger
+from services.collector.metrics import VenueMetrics
+from services.collector.recording import Recorder
+from services.collector.rest import RequestBudget, RestClient
+from services.collector.servicer import CollectorServicer, status_message
+from services.collector.settings import CollectorSettings
+from services.collector.synchroniser import SnapshotPolicy
+from services.collector.venue import Venue
+from services.collector.venues.registry import adapter_for_exchange
+from services.shared.errors import ConfigError, InvalidArgument
+from services.shared.health import DependencyStatus
+from services.shared.publisher import OutboxLimits, Publisher, PublisherOptions
+from services.shared.service import BaseService
+from services.shared.settings import MeshSettings, load_settings
+
+__all__ = ["CollectorService"]
+
+_HEARTBEAT_SECONDS = 1.0
+_DRAIN_SECONDS = 3.0
+
+
+class CollectorService(BaseService):
+    """Collects every enabled venue of `config/collector.yaml`."""
+
+    name = "collector"
+    grpc_services = (pb.DESCRIPTOR.services_by_name["CollectorService"],)
+
+    def __init__(self, mesh: MeshSettings, settings: CollectorSettings) -> None:
+        super().__init__(mesh)
+        self.settings = settings
+        self.venues: list[Venue] = []
+        self._start_time = time.time_ns()
+        self._recorder: Recorder | None = None
+        limits = OutboxLimits(
+            messages=settings.buffer.messages, bytes=settings.buffer.megabytes * 1024 * 1024
+        )
+        self.publisher = Publisher(
+            mesh.nats.url,
+            name=f"collector {settings.collector_id}",
+            options=PublisherOptions(limits=limits),
+            on_connection=self._on_broker,
+            on_dropped=self._on_dropped,
+            on_rejected=self._on_rejected,
+        )
+        self.metrics.registry.register(self.publisher)
+        self._ledger = Ledger(
+            settings.collector_id,
+            self.publisher.publish,
+            self.metrics.counter(
+                "integrity_events", "Entries of the gap ledger.", ["exchange", "kind"]
+            ),
+        )
+
+    @classmethod
+    def from_config(cls, mesh: MeshSettings, config_dir: Path | None = None) -> Self:
+        """Make the service from `config/collector.yaml`."""
+        settings = load_settings(CollectorSettings, "collector", config_dir=config_dir)
+        for exchange in settings.exchanges:
+            try:
+                adapter_for_exchange(exchange)
+            except InvalidArgument as error:
+                raise ConfigError(f"collector.yaml: exchanges.{exchange}: {error}") from error
+        return cls(mesh, settings)
+
+    async def setup(self, stack: contextlib.AsyncExitStack) -> None:
+        """Start everything; venues wait for the broker by themselves."""
+        session = await stack.enter_async_context(
+            aiohttp.ClientSession(headers={"User-Agent": f"marketprism/{self.version}"})
+        )
+        await self.publisher.start()
+        stack.push_async_callback(self._close_publisher)
+        recording = self.settings.recording
+        if recording.directory is not None:
+            self._recorder = Recorder(
+                recording.directory, f"{self.settings.collector_id}", recording
+            )
+            self.spawn(self._recorder.run(), "recorder")
+        books = self.settings.books
+        policy = SnapshotPolicy(
+            every_updates=books.snapshot_every_updates,
+            every_seconds=books.snapshot_every_seconds,
+            refresh_seconds=books.snapshot_refresh_seconds,
+            max_buffered=books.max_buffered_diffs,
+            max_levels=books.max_levels,
+            min_levels=books.min_levels,
+        )
+        for exchange, settings in self.settings.exchanges.items():
+            if not settings.enabled:
+                continue
+            rest = RestClient(
+                settings.rest_url,
+                session,
+                RequestBudget(settings.weight_per_minute),
+                settings.rest_seconds,
+                self._record_answer if self._recorder is not None else None,
+            )
+            self.venues.append(
+                Venue(
+                    exchange,
+                    adapter_for_exchange(exchange),
+                    settings,
+                    rest,
+                    self.publisher,
+                    self._ledger,
+                    policy,
+                    self.spawn,
+                    self._recorder,
+                )
+            )
+        self.metrics.registry.register(VenueMetrics(self.venues, self._recorder))
+        for venue in self.venues:
+            self._ledger.record(
+                integrity.INTEGRITY_KIND_COLLECTOR_STARTED,
+                integrity.INTEGRITY_CAUSE_PROCESS,
+                "the collector started",
+                exchange=venue.exchange,
+                now=self._start_time,
+            )
+            self.spawn(venue.run(), venue.exchange)
+        self.spawn(self._heartbeat(), "heartbeat")
+
+    def register(self, server: grpc.aio.Server) -> None:
+        """Add the servicer."""
+        pb_grpc.add_CollectorServiceServicer_to_server(
+            CollectorServicer(
+                self.settings.collector_id, self._start_time, self.venues, self.publisher
+            ),
+            server,
+        )
+
+    def dependencies(self) -> Mapping[str, DependencyStatus]:
+        """Tell the state of the broker and of each venue."""
+        status = self.publisher.status
+        facts: dict[str, Any] = {"in_flight": status.in_flight, "buffered": status.buffered}
+        result = {
+            "broker": DependencyStatus.healthy("", **facts)
+            if status.connected
+            else DependencyStatus.degraded(
+                f"not connected: {status.last_error}; events are buffered", **facts
+            )
+        }
+        for venue in self.venues:
+            result[venue.exchange] = _venue_health(venue)
+        if self._recorder is not None:
+            recorder = self._recorder
+            recorded: dict[str, Any] = {"frames": recorder.frames, "dropped": recorder.dropped}
+            result["recording"] = (
+                DependencyStatus.degraded(recorder.last_error, **recorded)
+                if recorder.last_error
+                else DependencyStatus.healthy("", **recorded)
+            )
+        return result
+
+    # Inside
+
+    async def _close_publisher(self) -> None:
+        now = time.time_ns()
+        for venue in self.venues:
+            self._ledger.record(
+                integrity.INTEGRITY_KIND_COLLECTOR_STOPPED,
+                integrity.INTEGRITY_CAUSE_PROCESS,
+                "the collector stopped",
+                exchange=venue.exchange,
+                now=now,
+            )
+            for feed in venue.feeds.values():
+                feed.book.on_silence("the collector stopped", now)
+        if self.publisher.status.connected and not await self.publisher.drain(_DRAIN_SECONDS):
+            self.log.warning("not everything could be stored", left=self.publisher.status.in_flight)
+        await self.publisher.stop()
+
+    async def _heartbeat(self) -> None:
+        subject = f"collector.heartbeat.{self.settings.collector_id}"
+        while True:
+            message = status_message(
+                self.settings.collector_id, self._start_time, self.venues, self.publisher
+            )
+            self.publisher.tell(subject, message.SerializeToString())
+            await asyncio.sleep(_HEARTBEAT_SECONDS)
+
+    def _record_answer(self, url: str, body: bytes, received: int) -> None:
+        if self._recorder is not None:
+            self._recorder.record("http", url, f"{self.settings.collector_id}.http", body, received)
+
+    def _on_broker(self, connected: bool, detail: str) -> None:
+        if connected:
+            self.log.info("broker connected", detail=detail)
+        else:
+            self.log.warning("broker lost; events are buffered", detail=detail)
+
+    def _on_dropped(self, key: str, count: int) -> None:
+        feed = self._feed(*key.removeprefix("top:").split("/", 1))
+        if feed is not None:
+            feed.on_dropped(key, count)
+
+    def _on_rejected(self, subject: str, message_id: str, reason: str) -> None:
+        if reason != "BUFFER_FULL":
+            self.log.error("not publishable", subject=subject, message_id=message_id, reason=reason)
+        feed = self._feed(*subject.split(".", 3)[2:])
+        if feed is not None:
+            feed.on_rejected(subject, message_id)
+
+    def _feed(self, exchange: str, symbol: str) -> InstrumentFeed | None:
+        for venue in self.venues:
+            if venue.exchange == exchange:
+                return venue.by_symbol.get(symbol)
+        return None
+
+
+def _venue_health(venue: Venue) -> DependencyStatus:
+    total = len(venue.feeds)
+    in_step = sum(
+        1 for feed in venue.feeds.values() if feed.book.state == book_pb.ORDER_BOOK_STATE_SYNCED
+    )
+    connected = sum(1 for each in venue.connections if each.state == pb.CONNECTION_STATE_CONNECTED)
+    facts: dict[str, Any] = {
+        "instruments": total,
+        "books_in_step": in_step,
+        "connections": len(venue.connections),
+        "connected": connected,
+    }
+    if not venue.ready:
+        return DependencyStatus.degraded(venue.detail, **facts)
+    if connected == 0:
+        error = next((each.last_error for each in venue.connections if each.last_error), "")
+        return DependencyStatus.degraded(f"no connection: {error}", **facts)
+    if in_step < total:
+        return DependencyStatus.degraded(f"{total - in_step} books are not in step", **facts)
+    return DependencyStatus.healthy("", **facts)

@@ -1,0 +1,159 @@
+"""gRPC face of the collector."""
+
+import base64
+import binascii
+import time
+from collections import Counter
+from typing import Any, TypeAlias
+
+import grpc
+from marketprism.collector.v1 import collector_service_pb2 as pb
+from marketprism.collector.v1 import collector_service_pb2_grpc as pb_grpc
+from marketprism.market.v1 import order_book_pb2 as book_pb
+
+from services.collector.feed import InstrumentFeed
+from services.collector.venue import Venue
+from services.shared.errors import FieldViolation, InvalidArgument, NotFound
+from services.shared.publisher import Publisher
+
+__all__ = ["CollectorServicer", "status_message"]
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+_DEFAULT_PAGE = 100
+_MAX_PAGE = 1000
+
+
+def status_message(
+    collector_id: str, start_time: int, venues: list[Venue], publisher: Publisher
+) -> pb.GetStatusResponse:
+    """Build the whole state of this collector."""
+    status = publisher.status
+    message = pb.GetStatusResponse(
+        collector_id=collector_id,
+        connections=[each for venue in venues for each in venue.connection_messages()],
+        rest_budgets=[venue.budget_message() for venue in venues],
+        publisher=pb.PublisherStatus(
+            connected=status.connected,
+            acknowledged=status.acknowledged,
+            in_flight=status.in_flight,
+            buffered=status.buffered,
+            buffered_bytes=status.buffered_bytes,
+            duplicates=status.duplicates,
+            dropped=status.dropped + status.rejected,
+            reconnects=status.reconnects,
+        ),
+    )
+    message.start_time.FromNanoseconds(start_time)
+    states = Counter(feed.book.state for venue in venues for feed in venue.feeds.values())
+    for state, count in sorted(states.items()):
+        message.book_states.add(state=state, count=count)
+    return message
+
+
+class CollectorServicer(pb_grpc.CollectorServiceServicer):
+    """See `CollectorService` in proto/marketprism/collector/v1."""
+
+    def __init__(
+        self, collector_id: str, start_time: int, venues: list[Venue], publisher: Publisher
+    ) -> None:
+        self._collector_id = collector_id
+        self._start_time = start_time
+        self._venues = venues
+        self._publisher = publisher
+
+    async def GetStatus(  # noqa: N802 - named by the contract
+        self, request: pb.GetStatusRequest, context: Context
+    ) -> pb.GetStatusResponse:
+        """Answer with the whole state."""
+        return status_message(self._collector_id, self._start_time, self._venues, self._publisher)
+
+    async def ListInstrumentStates(  # noqa: N802 - named by the contract
+        self, request: pb.ListInstrumentStatesRequest, context: Context
+    ) -> pb.ListInstrumentStatesResponse:
+        """Answer with a page of instrument states."""
+        size = request.page_size
+        if not 0 <= size <= _MAX_PAGE:
+            raise _invalid("page_size", f"expected 1 to {_MAX_PAGE}, or 0 for 100; got {size}")
+        after = _read_token(request.page_token)
+        feeds = sorted(
+            (
+                feed
+                for venue in self._venues
+                if not request.exchange or venue.exchange == request.exchange
+                for feed in venue.feeds.values()
+            ),
+            key=lambda feed: (feed.spec.exchange, feed.spec.symbol),
+        )
+        rest = [feed for feed in feeds if feed.key > after]
+        page = rest[: size or _DEFAULT_PAGE]
+        now = time.time_ns()
+        return pb.ListInstrumentStatesResponse(
+            instruments=[_state(feed, now) for feed in page],
+            next_page_token=_write_token(page[-1].key) if len(page) < len(rest) else "",
+        )
+
+    async def Resync(  # noqa: N802 - named by the contract
+        self, request: pb.ResyncRequest, context: Context
+    ) -> pb.ResyncResponse:
+        """Begin a rebuild."""
+        venue = next((each for each in self._venues if each.exchange == request.exchange), None)
+        if venue is None:
+            raise NotFound(
+                f"exchange {request.exchange!r} is not collected here; these are: "
+                + ", ".join(each.exchange for each in self._venues),
+                reason="EXCHANGE_NOT_FOUND",
+                metadata={"exchange": request.exchange},
+            )
+        feed = venue.by_symbol.get(request.symbol)
+        if feed is not None:
+            now = time.time_ns()
+            feed.book.rebuild(book_pb.ORDER_BOOK_REASON_REQUESTED, "a rebuild was asked for", now)
+            return pb.ResyncResponse(status=feed.book.status(now))
+        raise NotFound(
+            f"{request.symbol!r} of {request.exchange} is not among the {len(venue.feeds)} "
+            "instruments collected here",
+            reason="INSTRUMENT_NOT_FOUND",
+            metadata={"exchange": request.exchange, "symbol": request.symbol},
+        )
+
+
+def _state(feed: InstrumentFeed, now: int) -> pb.InstrumentState:
+    book = feed.book
+    lag = 0
+    if book.exchange_time and book.receive_time:
+        lag = (book.receive_time - book.exchange_time) // 1_000_000
+    return pb.InstrumentState(
+        exchange=feed.spec.exchange,
+        symbol=feed.spec.symbol,
+        native_symbol=feed.spec.native_symbol,
+        book=book.status(now),
+        frames=book.frames,
+        applied=book.applied,
+        gaps=book.gaps,
+        resyncs=book.resyncs,
+        trades=feed.trades.received,
+        lag_ms=lag,
+        bid_levels=book.book.bid_count,
+        ask_levels=book.book.ask_count,
+        connection_id=feed.connection_id,
+    )
+
+
+def _write_token(key: str) -> str:
+    return base64.urlsafe_b64encode(key.encode()).decode()
+
+
+def _read_token(token: str) -> str:
+    try:
+        return base64.b64decode(token, altchars=b"-_", validate=True).decode()
+    except (binascii.Error, UnicodeDecodeError):
+        raise _invalid(
+            "page_token", "expected next_page_token of an earlier answer, unchanged"
+        ) from None
+
+
+def _invalid(field: str, description: str) -> InvalidArgument:
+    return InvalidArgument(
+        f"{field}: {description}", violations=[FieldViolation(field, description)]
+    )

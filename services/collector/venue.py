@@ -1,0 +1,465 @@
+"""One venue while it is collected: its instruments, connections, snapshots and history."""
+
+import asyncio
+import fnmatch
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+import structlog
+from marketprism.collector.v1 import collector_service_pb2 as collector_pb
+from marketprism.collector.v1 import integrity_event_pb2 as integrity
+from marketprism.market.v1 import instrument_pb2
+from marketprism.market.v1 import order_book_pb2 as pb
+
+from services.collector.connection import VenueConnectionTask, backoff
+from services.collector.feed import InstrumentFeed
+from services.collector.ledger import Ledger
+from services.collector.recording import Recorder
+from services.collector.rest import RateLimitedError, RestClient, RestError
+from services.collector.settings import ExchangeSettings
+from services.collector.synchroniser import SnapshotPolicy
+from services.collector.venues.base import (
+    Acknowledgement,
+    Goodbye,
+    Ignored,
+    InstrumentSpec,
+    MalformedFrameError,
+    TopOfBook,
+    TradePrint,
+    VenueAdapter,
+    VenueFault,
+)
+from services.shared.decimals import InvalidDecimalError
+from services.shared.publisher import Publisher
+
+__all__ = ["Venue"]
+
+_INSTRUMENT_REFRESH = 3600.0
+_FLOORS_AT_ONCE = 32
+
+
+class Venue:
+    """Collects one venue. It is the `ConnectionHandler` of its connections.
+
+    `feeds` has the instruments by native symbol, `by_symbol` by canonical symbol.
+    `spawn(coroutine, name)` starts a task that the service owns. `run` does everything and ends
+    only with its task.
+    """
+
+    def __init__(
+        self,
+        exchange: str,
+        adapter: VenueAdapter,
+        settings: ExchangeSettings,
+        rest: RestClient,
+        publisher: Publisher,
+        ledger: Ledger,
+        policy: SnapshotPolicy,
+        spawn: Callable[[Coroutine[Any, Any, Any], str], asyncio.Task[Any]],
+        recorder: Recorder | None = None,
+    ) -> None:
+        self.exchange = exchange
+        self.settings = settings
+        self.rest = rest
+        self.feeds: dict[str, InstrumentFeed] = {}
+        self.by_symbol: dict[str, InstrumentFeed] = {}
+        self.connections: list[VenueConnectionTask] = []
+        self.detail = "starting"
+        self.ready = False
+        self._adapter = adapter
+        self._publisher = publisher
+        self._ledger = ledger
+        self._policy = policy
+        self._spawn = spawn
+        self._recorder = recorder
+        self._log = structlog.get_logger(exchange=exchange)
+        self._snapshot_slots = asyncio.Semaphore(settings.snapshots_at_once)
+        self._fetching: dict[str, asyncio.Task[Any]] = {}
+        self._disconnections: dict[str, tuple[str, int]] = {}
+        self._subscribed: set[str] = set()
+        self._unexpected = 0
+
+    # Life
+
+    async def run(self) -> None:
+        """Collect until cancelled."""
+        self.detail = "waiting for the broker"
+        await self._publisher.wait_connected()
+        self.detail = "reading the list of instruments"
+        specs = await self._load_instruments()
+        self.detail = "reading where an earlier collector stopped"
+        await self._make_feeds(specs)
+        self._open_connections()
+        self.ready = True
+        self.detail = ""
+        refreshed = time.monotonic()
+        while True:
+            await asyncio.sleep(0.5)
+            self._tick(time.time_ns())
+            if time.monotonic() - refreshed > _INSTRUMENT_REFRESH:
+                refreshed = time.monotonic()
+                self._spawn(self._refresh_instruments(), f"{self.exchange} instruments")
+
+    async def _load_instruments(self) -> list[InstrumentSpec]:
+        attempt = 0
+        while True:
+            try:
+                body, _ = await self.rest.get(self._adapter.instruments_request())
+                chosen = self._choose(self._adapter.decode_instruments(body))
+                if chosen:
+                    return chosen
+                self.detail = f"no instrument that trades matches {list(self.settings.symbols)}"
+            except (RestError, MalformedFrameError) as error:
+                self.detail = f"cannot read the list of instruments: {error}"
+            attempt += 1
+            delay = backoff(self.settings, attempt)
+            self._log.warning(self.detail, retry_seconds=round(delay, 2))
+            await asyncio.sleep(delay)
+
+    def _choose(self, specs: Sequence[InstrumentSpec]) -> list[InstrumentSpec]:
+        chosen = [
+            spec
+            for spec in specs
+            if spec.trading
+            and any(fnmatch.fnmatchcase(spec.symbol, wanted) for wanted in self.settings.symbols)
+        ]
+        known = {spec.symbol for spec in chosen}
+        for wanted in self.settings.symbols:
+            if not any(sign in wanted for sign in "*?[") and wanted not in known:
+                self._log.warning("no such instrument trades at the venue", symbol=wanted)
+        return sorted(chosen, key=lambda spec: spec.symbol)
+
+    async def _make_feeds(self, specs: Sequence[InstrumentSpec]) -> None:
+        now = time.time_ns()
+        slots = asyncio.Semaphore(_FLOORS_AT_ONCE)
+
+        async def make(spec: InstrumentSpec) -> None:
+            async with slots:
+                epoch, trade_id = await self._floors(spec)
+            feed = InstrumentFeed(
+                spec,
+                self._adapter,
+                self._publisher,
+                self._ledger,
+                self._policy,
+                self._fetch_snapshot,
+                self._fetch_trades,
+                epoch_floor=epoch,
+                last_trade_id=trade_id,
+            )
+            self.feeds[spec.native_symbol] = feed
+            self.by_symbol[spec.symbol] = feed
+            self._publish_instrument(spec, now)
+
+        async with asyncio.TaskGroup() as group:
+            for spec in specs:
+                group.create_task(make(spec))
+        self._log.info("instruments", count=len(self.feeds))
+
+    async def _floors(self, spec: InstrumentSpec) -> tuple[int, int]:
+        """Epoch and trade id that an earlier collector reached, 0 where there is none."""
+        name = f"{self.exchange}.{spec.symbol}"
+        attempt = 0
+        while True:
+            try:
+                trade = await self._publisher.last_message(f"market.trade.{name}")
+                status = await self._publisher.last_message(f"market.order_book_status.{name}")
+                snapshot = await self._publisher.last_message(f"market.order_book_snapshot.{name}")
+                break
+            except Exception as error:  # the broker went away again: wait for it
+                attempt += 1
+                self._log.warning("cannot read from the broker", error=str(error))
+                await asyncio.sleep(backoff(self.settings, attempt))
+        trade_id = int(trade.message_id) if trade and trade.message_id.isdigit() else 0
+        epoch = 0
+        if snapshot is not None:
+            epoch = pb.OrderBookSnapshot.FromString(snapshot.payload).epoch
+        if status is not None:
+            epoch = max(epoch, pb.OrderBookStatus.FromString(status.payload).epoch)
+        return epoch, trade_id
+
+    def _open_connections(self) -> None:
+        names = list(self.feeds)
+        size = self.settings.instruments_per_connection
+        for index, start in enumerate(range(0, len(names), size), 1):
+            connection = VenueConnectionTask(
+                f"{self.exchange}-{index}",
+                self._adapter,
+                self.settings,
+                names[start : start + size],
+                self,
+            )
+            for name in connection.native_symbols:
+                self.feeds[name].connection_id = connection.connection_id
+            self.connections.append(connection)
+            self._spawn(connection.run(), connection.connection_id)
+
+    async def _refresh_instruments(self) -> None:
+        try:
+            body, _ = await self.rest.get(self._adapter.instruments_request())
+            specs = self._adapter.decode_instruments(body)
+        except (RestError, MalformedFrameError) as error:
+            self._log.warning("cannot refresh the list of instruments", error=str(error))
+            return
+        now = time.time_ns()
+        for spec in specs:
+            feed = self.feeds.get(spec.native_symbol)
+            if feed is not None and feed.spec != spec:
+                self._log.info("instrument changed", symbol=spec.symbol)
+                feed.spec = spec
+                self._publish_instrument(spec, now)
+
+    def _publish_instrument(self, spec: InstrumentSpec, now: int) -> None:
+        message = instrument_pb2.Instrument(
+            exchange=spec.exchange,
+            symbol=spec.symbol,
+            native_symbol=spec.native_symbol,
+            kind=instrument_pb2.INSTRUMENT_KIND_SPOT,
+            status=instrument_pb2.INSTRUMENT_STATUS_TRADING
+            if spec.trading
+            else instrument_pb2.INSTRUMENT_STATUS_HALTED,
+            base=spec.base,
+            quote=spec.quote,
+            tick_size=spec.tick_size,
+            lot_size=spec.lot_size,
+            min_quantity=spec.min_quantity,
+            min_notional=spec.min_notional,
+            contract_size="1",
+            quantity_unit=instrument_pb2.QUANTITY_UNIT_BASE,
+        )
+        message.update_time.FromNanoseconds(now)
+        self._publisher.publish(
+            f"market.instrument.{spec.exchange}.{spec.symbol}",
+            message.SerializeToString(),
+            str(now),
+        )
+
+    def _tick(self, now: int) -> None:
+        status = self._publisher.status
+        roomy = status.connected and status.buffered < 1000
+        for feed in self.feeds.values():
+            book = feed.book
+            if roomy:
+                feed.report_drops(now)
+                if book.muted:
+                    book.unmute(now)
+            book.tick(now)
+            behind = feed.lag_behind_top(now)
+            if behind > self.settings.lag_seconds and book.in_step:
+                book.on_silence(
+                    f"for {behind:.1f} s the venue's best bid and offer has been ahead of the "
+                    f"book, which has had no update since {book.venue_sequence}",
+                    now,
+                )
+                if behind > 2 * self.settings.lag_seconds:
+                    self._restart_connection(feed, "the book's stream is silent")
+            elif behind > 2 * self.settings.lag_seconds and book.state == pb.ORDER_BOOK_STATE_STALE:
+                self._restart_connection(feed, "the book's stream is silent")
+
+    def _restart_connection(self, feed: InstrumentFeed, reason: str) -> None:
+        for connection in self.connections:
+            if connection.connection_id == feed.connection_id:
+                connection.restart(f"{feed.spec.symbol}: {reason}")
+
+    # ConnectionHandler
+
+    def on_open(self, connection: VenueConnectionTask, now: int) -> None:
+        """Tell the ledger, when the connection was open before."""
+        if self._recorder is not None:
+            self._recorder.record("ws_open", connection.url, connection.connection_id, "", now)
+        ended = self._disconnections.pop(connection.connection_id, None)
+        if ended is not None:
+            event, since = ended
+            self._ledger.record(
+                integrity.INTEGRITY_KIND_CONNECTED,
+                integrity.INTEGRITY_CAUSE_UNSPECIFIED,
+                "connected again; books are rebuilt from fresh snapshots",
+                exchange=self.exchange,
+                now=now,
+                begin=since,
+                end=now,
+                connection_id=connection.connection_id,
+                previous_event_id=event,
+            )
+
+    def on_frame(self, connection: VenueConnectionTask, frame: bytes | str, now: int) -> None:
+        """Decode a frame and hand it to its instrument."""
+        if self._recorder is not None:
+            self._recorder.record("ws", connection.url, connection.connection_id, frame, now)
+        try:
+            message = self._adapter.decode(frame)
+        except MalformedFrameError as error:
+            self._on_malformed(connection, error, now)
+            return
+        if isinstance(message, TopOfBook):
+            feed = self.feeds.get(message.native_symbol)
+            if feed is not None:
+                feed.on_top(message, now)
+        elif isinstance(message, TradePrint):
+            feed = self.feeds.get(message.native_symbol)
+            if feed is not None:
+                feed.on_trade(message, now)
+        elif isinstance(message, Acknowledgement):
+            connection.acknowledge(message.request_id)
+        elif isinstance(message, VenueFault):
+            self._log.warning("the venue refused", code=message.code, reason=message.message)
+            connection.refuse(message.request_id, f"{message.code} {message.message}")
+        elif isinstance(message, Goodbye):
+            connection.restart(f"the venue ends the connection: {message.message}")
+        elif isinstance(message, Ignored):
+            self._unexpected += 1
+        else:
+            feed = self.feeds.get(message.native_symbol)
+            if feed is not None:
+                feed.on_diff(message, now)
+
+    def on_subscribed(
+        self, connection: VenueConnectionTask, native_symbols: Sequence[str], now: int
+    ) -> None:
+        """Begin to build the books whose diffs flow now."""
+        for name in native_symbols:
+            self._subscribed.add(name)
+            self.feeds[name].book.begin(now)
+
+    def on_silent(self, connection: VenueConnectionTask, seconds: float, now: int) -> None:
+        """Tell in-band that the books of a silent connection are stale."""
+        for name in connection.native_symbols:
+            self.feeds[name].book.on_silence(f"no frame on the connection for {seconds:.1f} s", now)
+
+    def on_closed(self, connection: VenueConnectionTask, detail: str, now: int) -> None:
+        """Tell the ledger and every book that nothing continues it."""
+        event = self._ledger.record(
+            integrity.INTEGRITY_KIND_DISCONNECTED,
+            integrity.INTEGRITY_CAUSE_VENUE_CLOSED,
+            detail,
+            exchange=self.exchange,
+            now=now,
+            begin=connection.last_frame_time,
+            connection_id=connection.connection_id,
+        )
+        self._disconnections[connection.connection_id] = (event, connection.last_frame_time)
+        for name in connection.native_symbols:
+            self._subscribed.discard(name)
+            task = self._fetching.pop(name, None)
+            if task is not None:
+                task.cancel()
+            self.feeds[name].on_disconnected(detail, now)
+
+    def _on_malformed(
+        self, connection: VenueConnectionTask, error: MalformedFrameError, now: int
+    ) -> None:
+        connection.malformed += 1
+        feed = self.feeds.get(error.native_symbol)
+        self._log.warning("malformed frame", connection=connection.connection_id, error=str(error))
+        if feed is not None:
+            feed.on_malformed(str(error), now)
+        else:
+            # Whose frame it was cannot be told; what it held is missed by the next id of its kind.
+            self._ledger.record(
+                integrity.INTEGRITY_KIND_MALFORMED_FRAME,
+                integrity.INTEGRITY_CAUSE_UNDECODABLE,
+                str(error),
+                exchange=self.exchange,
+                now=now,
+                count=1,
+                connection_id=connection.connection_id,
+            )
+
+    # REST
+
+    def _fetch_snapshot(self, feed: InstrumentFeed, reason: int) -> None:
+        name = feed.spec.native_symbol
+        if name not in self._subscribed:
+            # Asked for again when its diffs flow.
+            return
+        attempt = feed.snapshot_attempts
+        feed.snapshot_attempts += 1
+        task = self._spawn(self._snapshot(feed, attempt), f"snapshot of {feed.spec.symbol}")
+        self._fetching[name] = task
+
+    async def _snapshot(self, feed: InstrumentFeed, attempt: int) -> None:
+        request = self._adapter.snapshot_request(
+            feed.spec.native_symbol, self.settings.snapshot_depth
+        )
+        if attempt:
+            await asyncio.sleep(backoff(self.settings, attempt - 1))
+        failed = pb.ORDER_BOOK_REASON_SNAPSHOT_FAILED
+        try:
+            async with self._snapshot_slots:
+                body, received = await self.rest.get(request)
+            feed.book.on_snapshot(self._adapter.decode_snapshot(body, request), received)
+        except RateLimitedError as error:
+            self._ledger.record(
+                integrity.INTEGRITY_KIND_RATE_LIMITED,
+                integrity.INTEGRITY_CAUSE_RATE_LIMIT,
+                str(error),
+                exchange=self.exchange,
+                symbol=feed.spec.symbol,
+                now=time.time_ns(),
+            )
+            feed.book.on_snapshot_failed(
+                pb.ORDER_BOOK_REASON_RATE_LIMITED, str(error), time.time_ns()
+            )
+        except (RestError, MalformedFrameError, InvalidDecimalError) as error:
+            feed.book.on_snapshot_failed(failed, str(error), time.time_ns())
+
+    def _fetch_trades(self, feed: InstrumentFeed, first: int, last: int) -> None:
+        self._spawn(self._trades(feed, first, last), f"missed trades of {feed.spec.symbol}")
+
+    async def _trades(self, feed: InstrumentFeed, first: int, last: int) -> None:
+        name = feed.spec.native_symbol
+        request = self._adapter.trades_request(name, first, last - first + 1)
+        detail = ""
+        for attempt in range(4):
+            if attempt:
+                await asyncio.sleep(backoff(self.settings, attempt - 1))
+            try:
+                body, received = await self.rest.get(request)
+                trades = self._adapter.decode_trades(body, name)
+            except (RestError, MalformedFrameError) as error:
+                detail = str(error)
+                continue
+            feed.on_history(
+                trades, f"the venue's history begins at {trades[0].trade_id}" if trades else
+                "the venue's history is empty", received,
+            )  # fmt: skip
+            return
+        feed.on_history([], detail, time.time_ns())
+
+    # What is told
+
+    def connection_messages(self) -> list[collector_pb.VenueConnection]:
+        """Build the connection part of the collector's status."""
+        messages = []
+        for each in self.connections:
+            message = collector_pb.VenueConnection(
+                connection_id=each.connection_id,
+                exchange=self.exchange,
+                url=each.url,
+                state=each.state,
+                subscriptions=each.subscriptions,
+                frames=each.frames,
+                malformed_frames=each.malformed,
+                reconnects=each.reconnects,
+                last_error=each.last_error,
+            )
+            message.state_time.FromNanoseconds(each.state_time)
+            if each.last_frame_time:
+                message.last_frame_time.FromNanoseconds(each.last_frame_time)
+            messages.append(message)
+        return messages
+
+    def budget_message(self) -> collector_pb.RestBudget:
+        """Build the REST part of the collector's status."""
+        budget = self.rest.budget
+        message = collector_pb.RestBudget(
+            exchange=self.exchange,
+            limit=budget.limit,
+            used=budget.used,
+            requests=budget.requests,
+            rate_limited=budget.rate_limited,
+        )
+        if budget.blocked_until > time.time():
+            message.blocked_until.FromNanoseconds(int(budget.blocked_until * 1e9))
+        return message
