@@ -1,0 +1,266 @@
+"""Works out from options and configuration what runs: processes, ports, addresses."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from services.cli import venue
+from services.cli.parts import (
+    SIMULATOR,
+    Configuration,
+    Service,
+    load_configuration,
+    port_uses,
+    select_services,
+)
+from services.cli.port_plan import (
+    PortUse,
+    assign_free_ports,
+    env_overrides,
+    find_conflicts,
+    shift_ports,
+)
+from services.cli.supervisor import Part
+from services.cli.venue import VenueOptions, collector_environment
+from services.shared.errors import StartupError
+from services.shared.process import http_ready
+from services.shared.settings import CONFIG_DIR_VARIABLE, ENV_PREFIX
+
+__all__ = ["MeshOptions", "MeshPlan", "Mode", "check_ports", "make_plan"]
+
+Mode = Literal["microservice", "full"]
+"""One process a service, or all of them in one."""
+
+ALL_IN_ONE = "services"
+"""Name of the one process of full mode."""
+
+
+@dataclass(frozen=True, slots=True)
+class MeshOptions:
+    """What the command line asks for; None and empty leave it to the configuration."""
+
+    mode: Mode = "microservice"
+    """One process a service, or all of them in one."""
+
+    simulated: VenueOptions | None = None
+    """A simulated venue in place of the live ones."""
+
+    symbols: tuple[str, ...] = ()
+    """Canonical symbols to collect; `*` matches any run of characters."""
+
+    services: tuple[str, ...] | None = None
+    """Only these services."""
+
+    config_dir: Path | None = None
+    """Where the configuration files are."""
+
+    data_dir: Path | None = None
+    """Where state is kept."""
+
+    port_offset: int = 0
+    """Added to every port."""
+
+    free_ports: bool = False
+    """Take free ports for everything."""
+
+    log_level: str | None = None
+    """Least severe level that is written."""
+
+    log_format: str | None = None
+    """`console` or `json`."""
+
+    ready_seconds: float | None = None
+    """Time that each process gets to become ready."""
+
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Further overrides for the services."""
+
+
+@dataclass(frozen=True, slots=True)
+class MeshPlan:
+    """Everything that is known before anything is started."""
+
+    options: MeshOptions
+    """What was asked for."""
+
+    configuration: Configuration
+    """What the services will read."""
+
+    services: tuple[Service, ...]
+    """Services that run, in the order of their start."""
+
+    uses: tuple[PortUse, ...]
+    """Every port that is listened on."""
+
+    env: Mapping[str, str]
+    """What the services get in their environment."""
+
+    parts: tuple[Part, ...]
+    """Processes, in the order of their start."""
+
+    @property
+    def source(self) -> str:
+        """Where the market data comes from: `live`, `simulated`, or the capture's path."""
+        venue_options = self.options.simulated
+        if venue_options is None:
+            return "live"
+        return str(venue_options.capture or "simulated")
+
+    @property
+    def addresses(self) -> dict[str, str]:
+        """`host:port` by purpose: Envoy's listeners, `admin`, `nats`, `simulator`."""
+        found = {}
+        for use in self.uses:
+            if use.file == "gateway" and use.key.startswith("listeners."):
+                found[use.key.split(".")[1]] = _join(use.host, use.port)
+            elif use.file == "gateway":
+                found["admin"] = _join(use.host, use.port)
+            elif use.key == "nats.port":
+                found["nats"] = _join(use.host, use.port)
+            elif use.part == SIMULATOR:
+                found[SIMULATOR] = _join(use.host, use.port)
+        return found
+
+
+def make_plan(options: MeshOptions, environ: Mapping[str, str]) -> MeshPlan:
+    """Read the configuration under these options and work out the rest.
+
+    Raises `ConfigError` with every problem, `StartupError` when no ports are free.
+    """
+    env = {**options.env, **_setting_overrides(options)}
+    configuration = load_configuration(options.config_dir, {**environ, **env})
+    services = select_services(options.services)
+    uses = port_uses(services, configuration)
+    if options.simulated is not None:
+        uses.append(options.simulated.port_use())
+    uses = shift_ports(uses, options.port_offset)
+    uses = assign_free_ports(uses, every=options.free_ports)
+    env |= env_overrides(uses)
+    # nats.url follows nats.port, and so must be worked out anew.
+    configuration = load_configuration(options.config_dir, {**environ, **env})
+    env |= _venue_overrides(options, uses)
+    plan = MeshPlan(options, configuration, services, tuple(uses), env, ())
+    return replace(plan, parts=tuple(_parts(plan)))
+
+
+def check_ports(plan: MeshPlan) -> None:
+    """Raise `StartupError` with one sentence for each port that cannot be had."""
+    conflicts = find_conflicts(plan.uses)
+    if conflicts:
+        raise StartupError("\n".join(conflicts), reason="PORT_TAKEN")
+
+
+def _setting_overrides(options: MeshOptions) -> dict[str, str]:
+    given = {
+        "DATA_DIR": str(options.data_dir.expanduser().absolute()) if options.data_dir else None,
+        "LOG__LEVEL": options.log_level,
+        "LOG__FORMAT": options.log_format,
+    }
+    env = {f"{ENV_PREFIX}SERVICES__{key}": value for key, value in given.items() if value}
+    if options.config_dir is not None:
+        env[CONFIG_DIR_VARIABLE] = str(options.config_dir.expanduser().absolute())
+    return env
+
+
+def _venue_overrides(options: MeshOptions, uses: Sequence[PortUse]) -> dict[str, str]:
+    if options.simulated is None:
+        return collector_environment(symbols=options.symbols)
+    address = next(_join(use.host, use.port) for use in uses if use.part == SIMULATOR)
+    return collector_environment(
+        rest_url=f"http://{address}",
+        ws_url=f"ws://{address}/stream",
+        symbols=options.symbols or ("*",),
+    )
+
+
+def _parts(plan: MeshPlan) -> list[Part]:
+    # Whatever is shown in the end: one place, the supervisor, decides how a line looks.
+    env = {
+        **plan.env,
+        f"{ENV_PREFIX}SERVICES__LOG__FORMAT": "json",
+        "PYTHONUNBUFFERED": "1",
+    }
+    parts = []
+    simulated = plan.options.simulated
+    limit = plan.options.ready_seconds
+    if simulated is not None:
+        port = next(use.port for use in plan.uses if use.part == SIMULATOR)
+        rest_url = f"http://{_join(_reachable(simulated.host), port)}"
+        parts.append(
+            Part(
+                name=SIMULATOR,
+                command=simulated.command(port),
+                ready=lambda: venue.is_ready(rest_url),
+                ready_seconds=limit or 60.0,
+                told=f"{simulated.told}, {port}",
+                env={"PYTHONUNBUFFERED": "1"},
+            )
+        )
+    if plan.options.mode == "full":
+        names = tuple(service.name for service in plan.services)
+        parts.append(
+            Part(
+                name=ALL_IN_ONE,
+                command=[sys.executable, "-P", "-m", "services.cli.full_mesh", *names],
+                ready=_AllReady([_health_url(plan, name) for name in names]),
+                services=names,
+                after=(SIMULATOR,),
+                ready_seconds=limit or sum(service.ready_seconds for service in plan.services),
+                told=", ".join(names),
+                env=env,
+            )
+        )
+        return parts
+    parts += [
+        Part(
+            name=service.name,
+            command=service.command,
+            ready=_AllReady([_health_url(plan, service.name)]),
+            services=(service.name,),
+            after=service.after,
+            ready_seconds=limit or service.ready_seconds,
+            told=_told_ports(plan, service.name),
+            env=env,
+        )
+        for service in plan.services
+    ]
+    return parts
+
+
+class _AllReady:
+    """Readiness probe of several services: all of them answer."""
+
+    def __init__(self, urls: Sequence[str]) -> None:
+        self._urls = list(urls)
+
+    async def __call__(self) -> bool:
+        return all([await http_ready(url) for url in self._urls])
+
+
+def _health_url(plan: MeshPlan, name: str) -> str:
+    mesh = plan.configuration.mesh
+    return f"http://{_join(_reachable(mesh.host), mesh.service(name).http_port)}/health"
+
+
+def _told_ports(plan: MeshPlan, name: str) -> str:
+    short = {"gRPC": "gRPC", "/health and /metrics": "health", "NATS clients": "NATS"}
+    told = [
+        f"{short[use.purpose]} {use.port}"
+        for use in plan.uses
+        if use.part == name and use.purpose in short
+    ]
+    listeners = [str(use.port) for use in plan.uses if use.part == name and use.file == "gateway"]
+    if listeners:
+        told.append(f"Envoy {' '.join(listeners)}")
+    return ", ".join(told)
+
+
+def _reachable(host: str) -> str:
+    """Give the address under which this machine reaches what listens on `host`."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared only
+
+
+def _join(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

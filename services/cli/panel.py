@@ -1,0 +1,84 @@
+"""The panel that `marketprism up` shows when everything is ready."""
+
+import io
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.text import Text
+
+from services.cli.mesh_plan import MeshPlan
+
+__all__ = ["ready_panel"]
+
+_WIDTH = 118
+
+
+def ready_panel(plan: MeshPlan, seconds: float, symbol: str, *, colour: bool) -> str:
+    """Give addresses, three commands to try, and where data and logs are.
+
+    `symbol` is the instrument that the commands name.
+    """
+    title = f"MarketPrism is ready after {seconds:.1f} s"
+    rows = [*_addresses(plan), ("", ""), *_commands(plan, symbol), ("", ""), *_places(plan)]
+    if not colour:
+        # A pipe or a log file gets lines that can be cut and pasted.
+        lines = [title, *(f"  {name:<9} {value}".rstrip() for name, value in rows)]
+        return "\n".join(lines)
+    text = Text()
+    for index, (name, value) in enumerate(rows):
+        text.append(f"{name:<9} ", style="bold cyan")
+        text.append(value + ("\n" if index < len(rows) - 1 else ""))
+    console = Console(file=io.StringIO(), force_terminal=True, width=_WIDTH)
+    with console.capture() as capture:
+        console.print(Panel(text, title=title, title_align="left", expand=False), soft_wrap=True)
+    return capture.get().rstrip("\n")
+
+
+def _shown(address: str) -> str:
+    host, _, port = address.rpartition(":")
+    return f"localhost:{port}" if host in ("127.0.0.1", "0.0.0.0", "[::1]", "[::]") else address  # noqa: S104 - compared only
+
+
+def _addresses(plan: MeshPlan) -> list[tuple[str, str]]:
+    addresses = plan.addresses
+    rows = []
+    if "all" in addresses:
+        client = _shown(addresses["all"])
+        rows += [
+            ("gRPC", f"{client}    (gRPC-Web too)"),
+            ("REST", f"http://{client}/api/v1/    (streams as NDJSON or SSE)"),
+            ("health", f"http://{client}/health"),
+        ]
+    if "admin" in addresses:
+        rows.append(("admin", f"http://{_shown(addresses['admin'])}    (Envoy)"))
+    if "nats" in addresses:
+        rows.append(("NATS", f"nats://{_shown(addresses['nats'])}"))
+    if "simulator" in addresses:
+        rows.append(("venue", f"http://{_shown(addresses['simulator'])}/sim/stats    (simulated)"))
+    return rows
+
+
+def _commands(plan: MeshPlan, symbol: str) -> list[tuple[str, str]]:
+    if "all" not in plan.addresses:
+        return []
+    client = _shown(plan.addresses["all"])
+    where = "" if client == "localhost:8080" else f" --address {client}"
+    request = f'{{"exchange":"binance","symbol":"{symbol}"}}'
+    return [
+        (
+            "try",
+            f"grpcurl -plaintext -d '{request}' {client} "
+            "marketprism.market.v1.MarketDataService/StreamOrderBook",
+        ),
+        ("", f"curl '{client}/api/v1/orderbook/binance/{symbol}?depth=5'"),
+        ("", f"marketprism book binance {symbol}{where}"),
+    ]
+
+
+def _places(plan: MeshPlan) -> list[tuple[str, str]]:
+    data_dir = plan.configuration.mesh.data_dir
+    return [
+        ("data", str(data_dir)),
+        ("logs", f"{data_dir / 'logs'}    (one file a process)"),
+        ("stop", "Ctrl-C; twice kills at once"),
+    ]
