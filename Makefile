@@ -30,3 +30,41 @@ $(VENV)/.dev: requirements-dev.lock pyproject.toml | $(BIN)/python
 .PHONY: lock
 lock: $(VENV)/.dev ## Resolve pyproject.toml into requirements*.lock
 	PATH=$(CURDIR)/$(BIN):$$PATH sh tools/lock.sh
+
+.PHONY: demo up test test-unit lint format gen bench clean
+demo: $(VENV)/.run ## The whole mesh against a simulated venue, until Ctrl-C (ARGS="--mode full", ...)
+	@exec $(BIN)/marketprism up --simulated $(ARGS)
+
+up: $(VENV)/.run ## The whole mesh against the live venues, until Ctrl-C (ARGS=...)
+	@exec $(BIN)/marketprism up $(ARGS)
+
+test: $(VENV)/.dev ## Everything that is checked: lint, types, contracts, all tests (PYTEST_ARGS=...)
+	$(MAKE) --no-print-directory lint
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-unit: $(VENV)/.dev ## Only the tests that start nothing
+	$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS)
+
+lint: $(VENV)/.dev ## ruff, mypy, buf, generated code, Envoy's own validation
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/python -m tools.buf lint
+	$(BIN)/python -m tools.buf format --diff --exit-code proto
+	$(BIN)/python -m tools.gen --check
+	$(BIN)/python -m tools.breaking
+	$(BIN)/python -m services.gateway --validate
+
+format: $(VENV)/.dev ## Format Python and contracts
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	$(BIN)/python -m tools.buf format -w proto
+
+gen: $(VENV)/.dev ## Regenerate gen/ from proto/
+	$(BIN)/python -m tools.gen
+
+bench: $(VENV)/.dev ## Benchmarks, each beside its floor (BENCH_ARGS=...)
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+clean: ## Remove the virtual environment, build products and local data
+	rm -rf $(VENV) build dist var .pytest_cache .mypy_cache .ruff_cache .hypothesis
