@@ -11,6 +11,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -18,13 +19,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Self
-from urllib.parse import urlsplit
 
 from services.shared.errors import StartupError
 from services.shared.health import DependencyStatus, Health
 from services.shared.log import get_logger
 from services.shared.masking import mask_text
 from services.shared.ports import free_port, port_owner
+from services.shared.probes import http_ready, tcp_ready
 from services.shared.telemetry import Metrics
 
 __all__ = [
@@ -117,39 +118,6 @@ def find_binary(name: str) -> Path:
             metadata={"binary": name},
         )
     return Path(found)
-
-
-async def tcp_ready(host: str, port: int) -> bool:
-    """Readiness probe: somebody accepts connections."""
-    try:
-        _, writer = await asyncio.open_connection(host, port)
-    except OSError:
-        return False
-    writer.close()
-    with contextlib.suppress(OSError):
-        await writer.wait_closed()
-    return True
-
-
-async def http_ready(url: str) -> bool:
-    """Readiness probe: a GET of this http:// URL answers 2xx."""
-    parts = urlsplit(url)
-    try:
-        reader, writer = await asyncio.open_connection(parts.hostname, parts.port or 80)
-    except OSError:
-        return False
-    try:
-        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        writer.write(f"GET {target} HTTP/1.0\r\nHost: {parts.netloc}\r\n\r\n".encode())
-        status_line = await reader.readline()
-        words = status_line.split()
-        return len(words) > 1 and words[1].startswith(b"2")
-    except (OSError, ValueError):
-        return False
-    finally:
-        writer.close()
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()
 
 
 class ChildProcess:
@@ -292,16 +260,17 @@ class ChildProcess:
             shim = [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid())]
             command = [*shim, *command]
         self._set(ChildState.STARTING)
-        # A pipe of our own: asyncio's would delay the news of a death until whatever the child
-        # left behind has closed it too.
+        # Not asyncio's subprocess: uvloop forks, which gRPC's threads do not survive quietly, where
+        # Popen uses vfork; and a pipe of asyncio's delays the news of a death until whatever the
+        # child left behind has closed it too.
         read_end, write_end = os.pipe()
         source = os.fdopen(read_end, "rb", 0)
         try:
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                stdin=asyncio.subprocess.DEVNULL,
+            process = subprocess.Popen(  # noqa: ASYNC220, S603 - takes a millisecond; no shell
+                command,
+                stdin=subprocess.DEVNULL,
                 stdout=write_end,
-                stderr=asyncio.subprocess.STDOUT,
+                stderr=subprocess.STDOUT,
                 env={**os.environ, **self._env},
                 cwd=self._cwd,
                 start_new_session=True,
@@ -321,7 +290,7 @@ class ChildProcess:
         self._running = _Running(
             process,
             loop.create_task(self._forward(source), name=f"output of {self.name}"),
-            loop.create_task(process.wait(), name=f"exit of {self.name}"),
+            loop.create_task(_exit_status(process), name=f"exit of {self.name}"),
         )
         return self._running
 
@@ -471,10 +440,27 @@ class ChildProcess:
 
 @dataclass(slots=True)
 class _Running:
-    process: asyncio.subprocess.Process
+    process: subprocess.Popen[bytes]
     output: asyncio.Task[None]
     exit: asyncio.Task[int]
     ended: bool = False
+
+
+async def _exit_status(process: subprocess.Popen[bytes]) -> int:
+    try:
+        handle = os.pidfd_open(process.pid)
+    except (AttributeError, OSError):
+        # Not Linux, or one that does not let us: a thread waits.
+        return await asyncio.to_thread(process.wait)
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    loop.add_reader(handle, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(handle)
+        os.close(handle)
+    return process.wait()
 
 
 def _exit_text(status: int) -> str:

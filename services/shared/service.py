@@ -202,7 +202,8 @@ class BaseService(abc.ABC):
             return
         if not self._ready.is_set():
             self._life.cancel()
-        asyncio.get_running_loop().call_later(_STOP_SECONDS, self._stop_overdue)
+        overdue = asyncio.get_running_loop().call_later(_STOP_SECONDS, self._stop_overdue)
+        self._life.add_done_callback(lambda _: overdue.cancel())
 
     async def wait(self) -> int:
         """Wait until the service has stopped; gives the exit status, 1 when it failed."""
