@@ -15,14 +15,9 @@ from services.shared.jetstream.connection import (
     NoResponders,
     server_urls,
 )
-from services.shared.jetstream.outbox import OutboxLimits
-from services.shared.jetstream.reader import (
-    Message,
-    ReaderStatus,
-    StartAt,
-    StreamReader,
-    last_per_subject,
-)
+from services.shared.jetstream.consumer import last_per_subject
+from services.shared.jetstream.messages import Message, ReaderStatus, StartAt
+from services.shared.jetstream.reader import StreamReader
 
 __all__ = [
     "Connection",
@@ -30,7 +25,6 @@ __all__ = [
     "JetStreamError",
     "Message",
     "NoResponders",
-    "OutboxLimits",
     "ReaderStatus",
     "StartAt",
     "StoredMessage",

@@ -10,7 +10,6 @@ Protocol: https://docs.nats.io/reference/reference-protocols/nats-protocol
 
 import asyncio
 import json
-import logging
 import secrets
 import ssl
 from collections import deque
@@ -19,10 +18,11 @@ from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 
 from services.shared.errors import InvalidArgument, Unavailable
+from services.shared.log import get_logger
 
 __all__ = ["Connection", "ConnectionLost", "Handler", "NoResponders", "server_urls"]
 
-log = logging.getLogger(__name__)
+log = get_logger()
 
 Handler = Callable[[bytes, bytes, bytes, bytes], None]
 """Called with (subject, reply subject, header block, payload) of each message; must not block."""
@@ -414,7 +414,7 @@ class Connection(asyncio.Protocol):
                 self._info.set_result(info)
         elif line.startswith(b"-ERR"):
             text = line[4:].strip().strip(b"'").decode(errors="replace")
-            log.warning("NATS at %s says: %s", self.address, text)
+            log.warning("NATS says", address=self.address, text=text)
             # A refused subject leaves the connection usable; everything else ends it.
             if not text.lower().startswith("permissions violation"):
                 self._reason = self._reason or f"NATS at {self.address} says: {text}"

@@ -48,6 +48,7 @@ class Lane:
         self.last_progress = 0.0
         self.last_sent = 0.0
         self.next_tail_check = 0.0
+        self.max_message_size = -1
         self._prefix = ""
         self._number = 0
 
@@ -97,6 +98,8 @@ class Lane:
         unacknowledged = self.unacknowledged
         number = self._number
         prefix = self._prefix
+        if 0 <= self.max_message_size < max_payload:
+            max_payload = self.max_message_size
         while used < room and len(unacknowledged) < window:
             if self.unacknowledged_bytes >= window_bytes:
                 break
@@ -149,12 +152,10 @@ class Lane:
             self.failures = 0
         return count
 
-    def take_unacknowledged(self) -> list[Entry]:
-        """Empty the list of what is in flight and give it."""
-        entries = list(self.unacknowledged)
+    def forget_unacknowledged(self) -> None:
+        """Empty the list of what is in flight."""
         self.unacknowledged.clear()
         self.unacknowledged_bytes = 0
-        return entries
 
     def sweep(self, outbox: Outbox) -> None:
         """Let go of dropped entries."""

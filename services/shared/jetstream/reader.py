@@ -8,124 +8,30 @@ the last message handed over.
 
 import asyncio
 import contextlib
-import logging
 import random
 import secrets
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from datetime import UTC
+from typing import Any
 
 from services.shared.errors import MarketPrismError, NotFound
-from services.shared.jetstream.api import (
-    STREAM_NOT_FOUND,
-    JetStreamError,
-    api_request,
-    message_headers,
-    stream_info,
+from services.shared.jetstream.api import message_headers, stream_info
+from services.shared.jetstream.connection import Connection, server_urls
+from services.shared.jetstream.consumer import (
+    HEARTBEAT,
+    consumer_config,
+    create_consumer,
+    places,
 )
-from services.shared.jetstream.connection import Connection, ConnectionLost, server_urls
+from services.shared.jetstream.messages import Message, ReaderStatus, StartAt
+from services.shared.log import get_logger
 
-__all__ = ["Message", "ReaderStatus", "StartAt", "StreamReader", "last_per_subject"]
+__all__ = ["StreamReader"]
 
-log = logging.getLogger(__name__)
-
-_HEARTBEAT = 1.0
 _HEARTBEATS_MISSED = 3
-_INACTIVE_AFTER = 30.0
 _BACKOFF = 0.05
 _BACKOFF_LIMIT = 2.0
-_NANOSECONDS = 1_000_000_000
-
-
-class Message(NamedTuple):
-    """A message of the stream."""
-
-    subject: str
-    """Its subject."""
-
-    payload: bytes
-    """Its bytes."""
-
-    stream_sequence: int
-    """Its place in the stream, from 1."""
-
-    header_block: bytes = b""
-    """Its headers as they came; see `headers`."""
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """Its headers, parsed at each call."""
-        return message_headers(self.header_block) if self.header_block else {}
-
-
-@dataclass(frozen=True, slots=True)
-class StartAt:
-    """Where a reader begins; made by one of its class methods."""
-
-    policy: str
-    """JetStream's `deliver_policy`."""
-
-    sequence_number: int = 0
-    """For `sequence`."""
-
-    instant: datetime | None = None
-    """For `time`."""
-
-    @classmethod
-    def sequence(cls, number: int) -> "StartAt":
-        """Begin with the first message whose stream sequence is `number` or more."""
-        return cls("by_start_sequence", sequence_number=max(number, 1))
-
-    @classmethod
-    def time(cls, instant: datetime) -> "StartAt":
-        """Begin with the first message stored at `instant` (with a time zone) or later."""
-        return cls("by_start_time", instant=instant)
-
-    @classmethod
-    def new(cls) -> "StartAt":
-        """Begin with what is stored from now on."""
-        return cls("new")
-
-    @classmethod
-    def all(cls) -> "StartAt":
-        """Begin with the oldest message."""
-        return cls("all")
-
-    @classmethod
-    def last_per_subject(cls) -> "StartAt":
-        """Begin with the last message of each subject, then everything stored after."""
-        return cls("last_per_subject")
-
-
-@dataclass(frozen=True, slots=True)
-class ReaderStatus:
-    """The state of a reader at one instant."""
-
-    live: bool
-    """Whether messages flow: connected, consumer made, no interruption."""
-
-    delivered: int
-    """Messages handed over since the start."""
-
-    stream_sequence: int
-    """Up to where the stream was read; 0 before the first message."""
-
-    pending: int
-    """Messages that the stream holds for this reader beyond what came, as last told."""
-
-    waiting: int
-    """Messages received and not yet handed over, because the last batch is still being handled."""
-
-    interruptions: int
-    """Times the flow broke."""
-
-    missed: int
-    """Interruptions after which messages were gone (expired, purged, stream made anew)."""
-
-    last_error: str
-    """The last trouble, empty when there was none."""
 
 
 class StreamReader:
@@ -159,6 +65,7 @@ class StreamReader:
         self._filters = list(filter_subjects)
         self._start_at = start or StartAt.new()
         self._name = name
+        self._log = get_logger(reader=name, stream=stream)
         self._on_batch = on_batch
         self._on_interruption = on_interruption
         self._on_resumed = on_resumed
@@ -308,8 +215,8 @@ class StreamReader:
         self._sid = connection.subscribe(deliver, self._on_message)
         connection.on_readable_end = self._end_of_read
         self._heard = asyncio.get_running_loop().time()
-        created = await _create_consumer(
-            connection, self._stream, _consumer_config(deliver, self._filters, self._where())
+        created = await create_consumer(
+            connection, self._stream, consumer_config(deliver, self._filters, self._where())
         )
         self._pending = int(created.get("num_pending", 0))
         self._arm_watchdog()
@@ -319,6 +226,7 @@ class StreamReader:
             self._missed += 1
         if self._started and self._told_interrupted and self._on_resumed is not None:
             self._guarded(self._on_resumed, missed)
+        self._log.info("reading", after=self._position, missed=missed)
         self._told_interrupted = False
         self._started = True
 
@@ -329,16 +237,16 @@ class StreamReader:
         created = str(info["created"])
         made_anew = self._created not in ("", created)
         self._created = created
+        if made_anew:
+            self._position = 0
+            self._start_at = StartAt.all()
+            return True
         if self._position == 0:
             if self._start_at.policy == "new":
                 # A number, so that an interruption before the first message loses none.
                 self._position = last
                 self._start_at = StartAt.sequence(last + 1)
-            return made_anew
-        if made_anew:
-            self._position = 0
-            self._start_at = StartAt.all()
-            return True
+            return False
         if last < self._position:
             self._position = last
             return True
@@ -370,11 +278,7 @@ class StreamReader:
         if header and header.startswith(b"NATS/1.0 "):
             self._on_status(reply, header)
             return
-        words = reply.split(b".")
-        # $JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time>.<pending>,
-        # with <domain>.<account> before the stream in the longer form.
-        first = 5 if len(words) == 9 else 7
-        consumer_sequence = int(words[first + 1])
+        position, consumer_sequence, self._pending = places(reply)
         if consumer_sequence != self._consumer_sequence + 1:
             self._break(
                 f"expected message {self._consumer_sequence + 1} of the consumer, "
@@ -382,13 +286,12 @@ class StreamReader:
             )
             return
         self._consumer_sequence = consumer_sequence
-        position = int(words[first])
         self._position = position
         self._batch.append(Message(subject.decode(), payload, position, header))
         self._batch_bytes += len(payload) + len(header) + 200
-        self._pending = int(words[first + 3])
 
     def _on_status(self, reply: bytes, header: bytes) -> None:
+        self._heard = asyncio.get_running_loop().time()
         if not header.startswith(b"NATS/1.0 100"):
             status = header[9:].partition(b"\r\n")[0].decode(errors="replace")
             self._break(f"the consumer ended: {status}")
@@ -409,9 +312,9 @@ class StreamReader:
             self._position = max(self._position, int(headers.get("Nats-Last-Stream", 0)))
 
     def _end_of_read(self) -> None:
-        self._heard = asyncio.get_running_loop().time()
         if not self._batch and not self._replies:
             return
+        self._heard = asyncio.get_running_loop().time()
         messages, size, replies = self._batch, self._batch_bytes, self._replies
         self._batch, self._batch_bytes, self._replies = [], 0, []
         if self._on_batch is None or self._handling is not None:
@@ -441,7 +344,7 @@ class StreamReader:
                 try:
                     await current
                 except Exception:
-                    log.exception("%s: on_batch failed", self._name)
+                    self._log.exception("on_batch failed")
             self._handed_over(len(messages), size, replies)
             if not self._waiting:
                 self._handling = None
@@ -491,116 +394,26 @@ class StreamReader:
         if self._started and not self._told_interrupted:
             self._told_interrupted = True
             self._interruptions += 1
-            log.warning("%s: %s: interrupted: %s", self._name, self._stream, reason)
+            self._log.warning("interrupted", reason=reason)
             if self._on_interruption is not None:
                 self._guarded(self._on_interruption, reason)
 
     def _arm_watchdog(self) -> None:
         if self._watchdog is not None:
             self._watchdog.cancel()
-        self._watchdog = asyncio.get_running_loop().call_later(_HEARTBEAT, self._watch)
+        self._watchdog = asyncio.get_running_loop().call_later(HEARTBEAT, self._watch)
 
     def _watch(self) -> None:
         loop = asyncio.get_running_loop()
-        self._watchdog = loop.call_later(_HEARTBEAT, self._watch)
+        self._watchdog = loop.call_later(HEARTBEAT, self._watch)
         if self._waiting_bytes >= self._max_pending_bytes // 2:
             self._heard = loop.time()
-        elif loop.time() - self._heard > _HEARTBEAT * _HEARTBEATS_MISSED:
-            self._break(f"no heartbeat for {_HEARTBEAT * _HEARTBEATS_MISSED:g} s")
+        elif loop.time() - self._heard > HEARTBEAT * _HEARTBEATS_MISSED:
+            self._break(f"no heartbeat for {HEARTBEAT * _HEARTBEATS_MISSED:g} s")
 
     def _guarded(self, callback: Callable[..., Any], *arguments: Any) -> Any:
         try:
             return callback(*arguments)
         except Exception:
-            log.exception("%s: a callback failed", self._name)
+            self._log.exception("a callback failed")
             return None
-
-
-async def last_per_subject(
-    url: str | Sequence[str] | Connection,
-    stream: str,
-    filter_subjects: str | Sequence[str],
-    *,
-    timeout: float = 10.0,  # noqa: ASYNC109 - a time-out is part of a request
-) -> list[Message]:
-    """Give the newest message of every subject that a filter takes, by stream sequence.
-
-    Gives [] when there is none. Raises `NotFound` without such a stream, `ConnectionLost` when
-    the broker is away, `TimeoutError` when it does not deliver in time.
-    """
-    if not isinstance(url, Connection):
-        connection = await Connection.open(server_urls(url), name="last per subject")
-        try:
-            return await last_per_subject(connection, stream, filter_subjects, timeout=timeout)
-        finally:
-            connection.close("done")
-    connection = url
-    filters = [filter_subjects] if isinstance(filter_subjects, str) else list(filter_subjects)
-    messages: list[Message] = []
-    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def on_message(subject: bytes, reply: bytes, header: bytes, payload: bytes) -> None:
-        if header.startswith(b"NATS/1.0 "):
-            if reply:
-                connection.publish(reply.decode())
-            return
-        words = reply.split(b".")
-        first = 5 if len(words) == 9 else 7
-        messages.append(Message(subject.decode(), payload, int(words[first]), header))
-        if len(messages) >= wanted and not done.done():
-            done.set_result(None)
-
-    wanted = 1 << 62
-    deliver = f"{connection.inbox}.l.{secrets.token_hex(4)}"
-    sid = connection.subscribe(deliver, on_message)
-    try:
-        async with asyncio.timeout(timeout):
-            config = _consumer_config(deliver, filters, {"deliver_policy": "last_per_subject"})
-            created = await _create_consumer(connection, stream, config)
-            delivered = int(created.get("delivered", {}).get("consumer_seq", 0))
-            wanted = int(created.get("num_pending", 0)) + delivered
-            if len(messages) < wanted:
-                ends: set[asyncio.Future[Any]] = {done, connection.closed}
-                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-                if not done.done():
-                    raise ConnectionLost(connection.closed.result())
-    finally:
-        connection.unsubscribe(sid)
-    return messages[:wanted]
-
-
-def _consumer_config(deliver: str, filters: list[str], where: dict[str, Any]) -> dict[str, Any]:
-    config: dict[str, Any] = {
-        "name": f"reader-{secrets.token_hex(8)}",
-        "deliver_subject": deliver,
-        "ack_policy": "none",
-        "max_deliver": 1,
-        "flow_control": True,
-        "idle_heartbeat": int(_HEARTBEAT * _NANOSECONDS),
-        "inactive_threshold": int(_INACTIVE_AFTER * _NANOSECONDS),
-        "mem_storage": True,
-        "num_replicas": 1,
-        **where,
-    }
-    if len(filters) == 1:
-        config["filter_subject"] = filters[0]
-    elif filters:
-        config["filter_subjects"] = filters
-    return config
-
-
-async def _create_consumer(
-    connection: Connection, stream: str, config: dict[str, Any]
-) -> dict[str, Any]:
-    try:
-        return await api_request(
-            connection,
-            f"CONSUMER.CREATE.{stream}.{config['name']}",
-            {"stream_name": stream, "config": config, "action": "create"},
-        )
-    except JetStreamError as error:
-        if error.code == STREAM_NOT_FOUND:
-            raise NotFound(
-                f"stream {stream} does not exist", reason="BROKER_STREAM_NOT_FOUND"
-            ) from None
-        raise
