@@ -1,5 +1,6 @@
 """The commands of `marketprism`: their options and what they mean. The work is done elsewhere."""
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from services.cli.failures import readable_errors
+from services.cli.failures import EXIT_FAILURE, readable_errors
 
 __all__ = ["app", "run"]
 
@@ -49,6 +50,43 @@ Symbols = Annotated[
 ]
 
 
+Simulated = Annotated[
+    bool,
+    typer.Option(
+        "--simulated",
+        help="Collect from a simulated venue instead of the live ones.",
+        rich_help_panel=_SOURCE,
+    ),
+]
+Capture = Annotated[
+    Path | None,
+    typer.Option(
+        help="Collect from a recorded market: this .jsonl or .jsonl.gz file.",
+        rich_help_panel=_SOURCE,
+    ),
+]
+Speed = Annotated[
+    str | None,
+    typer.Option(
+        help="Pace of the recording: a factor (1 is its own), or 'max'.",
+        rich_help_panel=_SOURCE,
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Exchange = Annotated[str, typer.Argument(help="Venue id, such as binance.")]
+Symbol = Annotated[str, typer.Argument(help="Canonical symbol, such as BTC-USDT.")]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        "-a",
+        help="Gateway, host:port. Default: that of the mesh on the data directory, else the "
+        "configured one (localhost:8080).",
+        envvar="MARKETPRISM_ADDRESS",
+    ),
+]
+
+
 def run() -> None:
     """Run the command line of this process and exit."""
     # What the C core of gRPC writes at this level is for its authors, not for our users.
@@ -63,28 +101,9 @@ def run() -> None:
 
 @app.command(rich_help_panel="Run")
 def up(
-    simulated: Annotated[
-        bool,
-        typer.Option(
-            "--simulated",
-            help="Collect from a simulated venue instead of the live ones.",
-            rich_help_panel=_SOURCE,
-        ),
-    ] = False,
-    capture: Annotated[
-        Path | None,
-        typer.Option(
-            help="Collect from a recorded market: this .jsonl or .jsonl.gz file.",
-            rich_help_panel=_SOURCE,
-        ),
-    ] = None,
-    speed: Annotated[
-        str | None,
-        typer.Option(
-            help="Pace of the recording: a factor (1 is its own), or 'max'.",
-            rich_help_panel=_SOURCE,
-        ),
-    ] = None,
+    simulated: Simulated = False,
+    capture: Capture = None,
+    speed: Speed = None,
     loop: Annotated[
         bool,
         typer.Option(
@@ -211,6 +230,137 @@ def up(
         )
         status = run_mesh(options, quiet=quiet)
     raise typer.Exit(status)
+
+
+@app.command(rich_help_panel="Look")
+def status(
+    as_json: AsJson = False,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Gateway to ask for the books; by default that of the mesh itself."),
+    ] = None,
+    data_dir: DataDir = None,
+    config_dir: ConfigDir = None,
+) -> None:
+    """Show the services that run, their health, and the state of every book.
+
+    Exit status 1 when a service is not healthy or a book not in step.
+    """
+    from services.cli.client import data_directory, run_async
+    from services.cli.status import collect_status, print_status, status_json
+
+    with readable_errors():
+        found = run_async(collect_status(data_directory(data_dir, config_dir), address))
+        if as_json:
+            print(status_json(found))
+        else:
+            print_status(found)
+    raise typer.Exit(0 if found.healthy else EXIT_FAILURE)
+
+
+@app.command(rich_help_panel="Look")
+def book(
+    exchange: Exchange,
+    symbol: Symbol,
+    depth: Annotated[int, typer.Option(help="Levels a side.", min=1, max=1000)] = 10,
+    once: Annotated[
+        bool, typer.Option("--once", help="Print the book as it is now, and end.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="With --once: the answer as JSON.")
+    ] = False,
+    address: Address = None,
+    data_dir: DataDir = None,
+    config_dir: ConfigDir = None,
+) -> None:
+    """Watch one order book move, until Ctrl-C; into a pipe, one line a second."""
+    from services.cli.book import print_book, watch_book
+    from services.cli.client import gateway_address, run_async
+
+    with readable_errors():
+        where = gateway_address(address, data_dir, config_dir)
+    with readable_errors(where), contextlib.suppress(KeyboardInterrupt):
+        if once or as_json:
+            run_async(print_book(where, exchange, symbol, depth, as_json=as_json))
+        else:
+            run_async(watch_book(where, exchange, symbol, depth))
+
+
+@app.command(rich_help_panel="Look")
+def trades(
+    exchange: Exchange,
+    symbol: Symbol,
+    as_json: AsJson = False,
+    count: Annotated[
+        int | None, typer.Option("--count", "-n", help="End after so many trades.", min=1)
+    ] = None,
+    address: Address = None,
+    data_dir: DataDir = None,
+    config_dir: ConfigDir = None,
+) -> None:
+    """Print the trades of one instrument as they happen, until Ctrl-C."""
+    from services.cli.book import print_trades
+    from services.cli.client import gateway_address, run_async
+
+    with readable_errors():
+        where = gateway_address(address, data_dir, config_dir)
+    with readable_errors(where), contextlib.suppress(KeyboardInterrupt):
+        run_async(print_trades(where, exchange, symbol, as_json=as_json, count=count))
+
+
+@app.command(rich_help_panel="Recordings")
+def verify(
+    captures: Annotated[
+        list[Path],
+        typer.Argument(help="Capture files (.jsonl or .jsonl.gz).", metavar="CAPTURE..."),
+    ],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object a line and book.")
+    ] = False,
+    exchange: Annotated[
+        str | None,
+        typer.Option(help="Venue whose protocol it is; by default told by the URLs inside."),
+    ] = None,
+) -> None:
+    """Replay captures offline, through the code that runs live, and tell how each book ended.
+
+    Exit status 1 when a book did not end SYNCED, 2 when a capture cannot be read.
+    """
+    from services.cli.verify import run_verify
+
+    with readable_errors():
+        result = run_verify(captures, exchange, as_json=as_json)
+    raise typer.Exit(result)
+
+
+@app.command(rich_help_panel="Recordings")
+def record(
+    out: Annotated[Path, typer.Option(help="Directory that the capture files go to.")],
+    simulated: Simulated = False,
+    capture: Capture = None,
+    speed: Speed = None,
+    symbols: Symbols = None,
+    duration: Annotated[
+        float | None, typer.Option(help="End after so many seconds.", min=0.1)
+    ] = None,
+    config_dir: ConfigDir = None,
+) -> None:
+    """Record what the venues send, every raw frame and REST answer, until Ctrl-C.
+
+    `marketprism verify` and `marketprism up --capture` replay the files.
+    """
+    from services.cli.mesh_plan import MeshOptions
+    from services.cli.record import run_record
+    from services.cli.venue import choose_venue
+
+    with readable_errors():
+        wanted = _split(symbols)
+        venue = choose_venue(simulated=simulated, capture=capture, speed=speed, symbols=wanted)
+        options = MeshOptions(
+            simulated=venue, symbols=() if simulated else wanted, config_dir=config_dir
+        )
+        result = run_record(options, out, duration)
+    raise typer.Exit(result)
 
 
 @app.command(rich_help_panel="Other")

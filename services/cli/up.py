@@ -17,8 +17,9 @@ from services.shared.errors import MarketPrismError, StartupError
 
 __all__ = ["run_mesh"]
 
-OnReady = Callable[[MeshPlan, Reporter, float], Awaitable[None]]
-"""What is told when a mesh is ready: the plan, where to tell it, and the seconds it took."""
+OnReady = Callable[[MeshPlan, Reporter, float, Callable[[], None]], Awaitable[None]]
+"""What happens when a mesh is ready. Gets the plan, where to tell it, the seconds that the start
+took, and a function that stops the mesh; is cancelled when it stops."""
 
 
 def run_mesh(options: MeshOptions, *, quiet: bool = False, on_ready: OnReady | None = None) -> int:
@@ -60,7 +61,7 @@ def _supervise(plan: MeshPlan, reporter: Reporter, on_ready: OnReady) -> int:
         ),
         data_dir,
         reporter,
-        on_ready=lambda seconds: on_ready(plan, reporter, seconds),
+        on_ready=lambda seconds: on_ready(plan, reporter, seconds, supervisor.request_stop),
     )
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         status = runner.run(supervisor.run())
@@ -68,7 +69,9 @@ def _supervise(plan: MeshPlan, reporter: Reporter, on_ready: OnReady) -> int:
     return status
 
 
-async def tell_ready(plan: MeshPlan, reporter: Reporter, seconds: float) -> None:
+async def tell_ready(
+    plan: MeshPlan, reporter: Reporter, seconds: float, _stop: Callable[[], None]
+) -> None:
     """Show the panel with addresses and commands to try."""
     symbol = "BTC-USDT"
     if plan.options.simulated is not None:
