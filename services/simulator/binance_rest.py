@@ -231,7 +231,7 @@ def _depth_weight(query: Mapping[str, str]) -> int:
 
 
 def _only(request: web.Request, known: tuple[str, ...]) -> None:
-    names = list(request.query.keys())
+    names = [name for name, _ in request.query.items()]
     if len(set(names)) != len(names):
         raise _Refused(-1101, "Duplicate values for a parameter detected.")
     read = sum(name in known for name in names)
