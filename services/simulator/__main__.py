@@ -16,8 +16,7 @@ from services.simulator.capture import CaptureError, CaptureMarket
 from services.simulator.generated import GeneratedMarket, GeneratedSettings
 from services.simulator.listing import DEFAULT_SYMBOLS, more_symbols
 from services.simulator.market import Market
-from services.simulator.protocol import VenueProtocol
-from services.simulator.server import SimulatedVenue
+from services.simulator.server import SimulatedVenue, VenueSettings
 from services.simulator.venues import VENUES
 
 __all__ = ["main"]
@@ -29,11 +28,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
-        market = _market(given)
+        market, settings = _market(given), _settings(given.set)
     except (ValidationError, CaptureError, ValueError) as error:
         parser.error(_sentence(error))
     try:
-        uvloop.run(_serve(market, VENUES[given.venue](), given.host, given.port))
+        venue = SimulatedVenue(market, given.host, given.port, settings, VENUES[given.venue]())
+        uvloop.run(_serve(venue))
     except OSError as error:
         print(
             f"cannot listen on {given.host}:{given.port}: {error.strerror or error}; "
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-async def _serve(market: Market, protocol: VenueProtocol, host: str, port: int) -> None:
+async def _serve(venue: SimulatedVenue) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -55,8 +55,8 @@ async def _serve(market: Market, protocol: VenueProtocol, host: str, port: int) 
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)
-    async with SimulatedVenue(market, host, port, protocol=protocol) as venue:
-        print(f"simulated {protocol.name}: {len(market.symbols)} symbols")
+    async with venue:
+        print(f"simulated {venue.protocol.name}: {len(venue.market.symbols)} symbols")
         print(f"  REST       {venue.rest_url}/api/v3")
         print(f"  WebSocket  {venue.ws_url}/stream?streams=")
         print(f"  truth      {venue.rest_url}/sim/stats", flush=True)
@@ -72,6 +72,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--venue", choices=sorted(VENUES), default="binance")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=9300, help="0 takes a free one")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a limit or timing of the venue: " + ", ".join(VenueSettings.model_fields),
+    )
     captured = parser.add_argument_group("a recorded market")
     captured.add_argument("--capture", type=Path, help="play this .jsonl or .jsonl.gz file")
     captured.add_argument(
@@ -111,6 +118,16 @@ def _market(given: argparse.Namespace) -> Market:
             levels=given.levels,
         )
     )
+
+
+def _settings(assignments: list[str]) -> VenueSettings:
+    values: dict[str, str] = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals:
+            raise ValueError(f"--set: expected NAME=VALUE, got {assignment!r}")
+        values[name] = value
+    return VenueSettings.model_validate(values)
 
 
 def _speed(text: str) -> float | None:

@@ -114,7 +114,7 @@ class BinanceSpot(VenueProtocol):
 
     def is_depth(self, stream: str) -> bool:
         """Whether it is `@depth` or `@depth@100ms`."""
-        return stream.partition("@")[2] in ("depth", "depth@100ms", "depth@1000ms")
+        return stream.partition("@")[2] in ("depth", "depth@100ms")
 
     def event_id(self, event: Event) -> int | None:
         """Trade id or aggregate trade id."""

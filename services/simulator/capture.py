@@ -33,10 +33,11 @@ _BATCH_SECONDS = 0.002
 class CaptureMarket(Market):
     """Plays a capture in the Binance spot format; it begins at the first live subscription.
 
-    `speed` is a factor on the recorded pace, or None to send as fast as clients take it. Frames are
-    sent unchanged, also those from before the capture's own REST snapshot. Until the diffs reach
-    that snapshot REST answers with it, from then on with the book that follows from it. A capture
-    without one begins with an empty book.
+    `speed` is a factor on the recorded pace, or None to send as fast as clients take it; above 1
+    the slowest client sets the pace, so that nothing is lost. Frames are sent unchanged, also those
+    from before the capture's own REST snapshot. Until the diffs reach that snapshot REST answers
+    with it, from then on with the book that follows from it. A capture without one begins with an
+    empty book.
 
     With `hold_at_snapshots` (by default when `speed` is None) play waits at a captured snapshot
     until a client which follows the symbol's diffs has asked for it, at most `hold_seconds`: else
@@ -69,6 +70,9 @@ class CaptureMarket(Market):
         self.loop = loop
         self._hold = speed is None if hold_at_snapshots is None else hold_at_snapshots
         self._hold_seconds = hold_seconds
+        # Faster than it happened, nothing may be lost on a client that cannot follow; at the
+        # recorded pace such a client is cut off, as the venue does.
+        self._waits = speed is None or speed > 1
         self._history = history
         self._trades_kept = trades_kept
         self._reader = CaptureReader(Path(path))
@@ -147,12 +151,10 @@ class CaptureMarket(Market):
             batch.append(self._apply(item))
             if len(batch) >= _BATCH_FRAMES or clock() - batched_at > _BATCH_SECONDS:
                 self._send(sink, batch)
-                # At a recorded pace a slow client is cut off, as the venue does; without one,
-                # the capture goes as fast as the slowest client.
-                await (sink.wait_capacity() if self.speed is None else asyncio.sleep(0))
+                await (sink.wait_capacity() if self._waits else asyncio.sleep(0))
                 batched_at = clock()
         self._send(sink, batch)
-        if self.speed is None:
+        if self._waits:
             await sink.wait_capacity()
 
     def _send(self, sink: Sink, batch: list[RawFrame]) -> None:

@@ -73,14 +73,15 @@ class Connection:
         self._release_at = 0.0
         self._release: asyncio.TimerHandle | None = None
 
-    def queue(self, frame: bytes) -> None:
-        """Add a whole WebSocket frame to what the next `flush` writes; none after a close."""
-        if self.closing.done():
-            return
+    def queue(self, frame: bytes) -> bool:
+        """Add a whole WebSocket frame to what the next `flush` writes; False once it is ending."""
+        if self.closing.done() or self.ended:
+            return False
         self._pending.append(frame)
         self._pending_bytes += len(frame)
         self.frames += 1
         self.bytes += len(frame)
+        return True
 
     def flush(self) -> bool:
         """Write what is queued; False when the client is so slow that it was disconnected."""

@@ -98,10 +98,10 @@ class _Control:
         except ValueError as error:
             return _problem(400, f"expected a JSON object such as {{'kind': 'drop'}}: {error}")
         try:
-            spec = self._venue.faults.parse(body)
+            fault = self._venue.inject(self._venue.faults.parse(body))
         except FaultError as error:
             return _problem(400, str(error))
-        return web.json_response(self._venue.inject(spec).describe(), status=201)
+        return web.json_response(fault.describe(), status=201)
 
     async def clear_faults(self, _: web.Request) -> web.Response:
         return web.json_response({"removed": self._venue.faults.clear()})

@@ -135,7 +135,7 @@ class Hub:
             if self._faults.on_frames or self._reordered:
                 sent = self._send_faulted(event, stream, payload, connections, touched)
             else:
-                sent = True
+                sent = False
                 by_variant: dict[Variant, bytes] = {}
                 for connection in connections:
                     variant = connection.variant
@@ -143,9 +143,10 @@ class Hub:
                     if frame is None:
                         frame = websocket_frame(protocol.frame(event, stream, payload, variant))
                         by_variant[variant] = frame
-                    connection.queue(frame)
-                    touched[connection] = None
-                self.deliveries += len(connections)
+                    if connection.queue(frame):
+                        sent = True
+                        self.deliveries += 1
+                        touched[connection] = None
             if sent:
                 self.frames[stream] += 1
                 event_id = protocol.event_id(event)
@@ -211,10 +212,10 @@ class Hub:
                 sent = True
                 continue
             for frame in mine + self._reordered.pop((connection, stream), []):
-                connection.queue(frame)
-                touched[connection] = None
-                self.deliveries += 1
-            sent = sent or bool(mine)
+                if connection.queue(frame):
+                    touched[connection] = None
+                    self.deliveries += 1
+                    sent = sent or bool(mine)
         return sent
 
     def cut(self, connection: Connection, code: int, *, abort: bool) -> None:

@@ -15,10 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from services.simulator.binance import BinanceSpot
 from services.simulator.connection import Connection, websocket_frame
 from services.simulator.control import control_routes
-from services.simulator.faults import Fault, FaultKind, FaultSet, FaultSpec
+from services.simulator.faults import Fault, FaultError, FaultKind, FaultSet, FaultSpec
 from services.simulator.hub import Hub
 from services.simulator.limits import MessageRate, WeightPool
-from services.simulator.market import Market
+from services.simulator.market import Market, UnknownSymbolError
 from services.simulator.protocol import BadHandshakeError, VenueProtocol
 
 __all__ = ["SimulatedVenue", "VenueSettings"]
@@ -187,7 +187,17 @@ class SimulatedVenue:
         return self.inject(self.faults.parse({"kind": kind, **options}))
 
     def inject(self, spec: FaultSpec) -> Fault:
-        """Put a fault in force; those that act at once have acted when this returns."""
+        """Put a fault in force; those that act at once have acted when this returns.
+
+        Raises:
+            FaultError: when it names a symbol or a connection that there is not.
+
+        """
+        if spec.symbol is not None and spec.symbol not in self.market.symbols:
+            raise FaultError(f"symbol: {UnknownSymbolError(spec.symbol, self.market.symbols)}")
+        if spec.connection is not None and spec.connection not in self.hub.connections:
+            names = ", ".join(self.hub.connections) or "none, for none is open"
+            raise FaultError(f"connection: expected one of {names}, got {spec.connection!r}")
         fault = self.faults.add(spec)
         at_once = spec.kind is FaultKind.SHUTDOWN or (
             spec.kind is FaultKind.CUT and spec.when == "now"

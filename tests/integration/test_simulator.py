@@ -635,6 +635,9 @@ async def test_the_command_says_where_it_listens_and_an_interrupt_ends_it_at_onc
         (["--capture", "/nonexistent"], 2, "cannot read the capture"),
         (["--capture", __file__, "--speed", "fast"], 2, "--speed"),
         (["--venue", "moon"], 2, "--venue"),
+        (["--set", "colour=red"], 2, "colour"),
+        (["--set", "weight_limit=few"], 2, "weight_limit"),
+        (["--set", "weight_limit"], 2, "NAME=VALUE"),
     ],
 )
 async def test_a_bad_command_line_is_explained(

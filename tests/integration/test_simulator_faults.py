@@ -324,7 +324,16 @@ async def test_faults_are_set_listed_and_removed_over_http() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"kind": "boom"}', '{"kind":"drop","mode":"json"}']
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        '{"kind":"drop","symbol":"NOPE"}',
+        '{"kind":"cut","connection":"c9"}',
+        '{"kind": "boom"}',
+        '{"kind":"drop","mode":"json"}',
+    ],
 )
 async def test_a_bad_fault_request_is_a_clear_400(text: str) -> None:
     async with _venue() as (venue, session):
