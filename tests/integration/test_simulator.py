@@ -620,7 +620,7 @@ async def test_the_command_says_where_it_listens_and_an_interrupt_ends_it_at_onc
             process.send_signal(signal.SIGINT)
             async with asyncio.timeout(_DEADLINE):
                 assert await process.wait() == 0
-            assert asyncio.get_running_loop().time() - begun < 2
+            assert asyncio.get_running_loop().time() - begun < 5
     finally:
         if process.returncode is None:
             process.kill()
