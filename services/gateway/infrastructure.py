@@ -39,6 +39,25 @@ class MeshHealth(GrpcHealth):
             self._wake()
 
 
+class _Reflection(reflection.aio.ReflectionServicer):
+    """Finds methods and fields too, which the pool of protobuf looks up only by their parent."""
+
+    def _file_containing_symbol(
+        self, request: reflection_pb2.ServerReflectionRequest, symbol: str
+    ) -> reflection_pb2.ServerReflectionResponse:
+        answer: reflection_pb2.ServerReflectionResponse = super()._file_containing_symbol(  # type: ignore[no-untyped-call]
+            request, symbol
+        )
+        parent, _, _ = symbol.rpartition(".")
+        if answer.HasField("error_response") and parent:
+            found: reflection_pb2.ServerReflectionResponse = super()._file_containing_symbol(  # type: ignore[no-untyped-call]
+                request, parent
+            )
+            if found.HasField("file_descriptor_response"):
+                return found
+        return answer
+
+
 def make_pool(files: descriptor_pb2.FileDescriptorSet) -> DescriptorPool:
     """Make a pool of all contracts, and of health and reflection themselves."""
     pool = DescriptorPool()
@@ -61,9 +80,7 @@ def add_mesh_reflection(
         health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
         reflection.SERVICE_NAME,
     )
-    servicer = reflection.aio.ReflectionServicer(  # type: ignore[no-untyped-call]
-        names, pool=pool
-    )
+    servicer = _Reflection(names, pool=pool)  # type: ignore[no-untyped-call]
     handler = grpc.stream_stream_rpc_method_handler(
         servicer.ServerReflectionInfo,
         request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,

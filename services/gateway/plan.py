@@ -143,18 +143,22 @@ class EnvoyPlan:
     services: tuple[Service, ...]
     """Services reached through it, for statistics by method."""
 
+    log_limit_file: Path
+    """File of the limit on the access log's lines."""
+
 
 def make_plan(
     settings: GatewaySettings,
     mesh: MeshSettings,
     contract: Contract,
     ports: Ports,
-    endpoints_dir: Path,
+    directory: Path,
 ) -> EnvoyPlan:
     """Work out listeners, routes and clusters; raises `ConfigError` where the settings do not fit.
 
-    `endpoints_dir` is where the endpoint files of the clusters are.
+    `directory` is where the files are that Envoy reads beside its bootstrap.
     """
+    endpoints_dir = directory / "endpoints"
     enabled = {name: item for name, item in settings.upstreams.items() if item.enabled}
     near = _reachable(mesh.host)
     clusters: list[Cluster] = [
@@ -178,6 +182,7 @@ def make_plan(
         services=tuple(
             service for item in enabled.values() for service in contract.of_packages(item.packages)
         ),
+        log_limit_file=directory / "access_log_limit.yaml",
     )
 
 

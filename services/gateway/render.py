@@ -11,7 +11,7 @@ from services.gateway.plan import Address, EnvoyPlan
 from services.gateway.settings import GatewaySettings
 from services.shared.errors import StartupError
 
-__all__ = ["render_endpoints", "render_envoy"]
+__all__ = ["render_endpoints", "render_envoy", "render_log_limit"]
 
 
 def render_envoy(plan: EnvoyPlan, settings: GatewaySettings) -> str:
@@ -70,6 +70,23 @@ def render_endpoints(cluster: str, addresses: Sequence[Address]) -> str:
         ],
     }
     text: str = yaml.safe_dump({"resources": [assignment]}, sort_keys=False)
+    return text
+
+
+def render_log_limit(settings: GatewaySettings) -> str:
+    """Give the file of the limit on the access log's lines."""
+    limit = {
+        "@type": "type.googleapis.com/envoy.service.discovery.v3.Resource",
+        "name": "access_log",
+        "version": "1",
+        "resource": {
+            "@type": "type.googleapis.com/envoy.type.v3.TokenBucket",
+            "max_tokens": settings.access_log_rate,
+            "tokens_per_fill": settings.access_log_rate,
+            "fill_interval": "1s",
+        },
+    }
+    text: str = yaml.safe_dump({"resources": [limit]}, sort_keys=False)
     return text
 
 

@@ -14,7 +14,7 @@ from services.gateway.endpoints import EndpointFiles
 from services.gateway.envoy import EnvoyProcess
 from services.gateway.infrastructure import MeshHealth, add_mesh_reflection, make_pool
 from services.gateway.plan import EnvoyPlan, Ports, make_plan
-from services.gateway.render import render_envoy
+from services.gateway.render import render_envoy, render_log_limit
 from services.gateway.settings import GatewaySettings
 from services.shared.health import DependencyStatus
 from services.shared.loading import load_settings
@@ -48,10 +48,10 @@ class Rendered:
             gateway_grpc=_real(own.grpc_port),
             gateway_http=_real(own.http_port),
         )
-        endpoints_dir = directory / "endpoints"
-        self.plan: EnvoyPlan = make_plan(settings, mesh, contract, self.ports, endpoints_dir)
+        self.plan: EnvoyPlan = make_plan(settings, mesh, contract, self.ports, directory)
         self.text = render_envoy(self.plan, settings)
-        endpoints_dir.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(parents=True, exist_ok=True)
+        self.plan.log_limit_file.write_text(render_log_limit(settings), encoding="utf-8")
         self.endpoints = EndpointFiles(self.plan.clusters)
         self.file = directory / "envoy.yaml"
         self.file.write_text(self.text, encoding="utf-8")
