@@ -11,6 +11,7 @@ from services.cli.parts import (
     SIMULATOR,
     Configuration,
     Service,
+    idle_port_uses,
     load_configuration,
     port_uses,
     select_services,
@@ -135,7 +136,11 @@ def make_plan(options: MeshOptions, environ: Mapping[str, str]) -> MeshPlan:
     uses = port_uses(services, configuration)
     if options.simulated is not None:
         uses.append(options.simulated.port_use())
-    uses = shift_ports(uses, options.port_offset)
+    if options.port_offset:
+        env |= env_overrides(
+            shift_ports(idle_port_uses(services, configuration), options.port_offset)
+        )
+        uses = shift_ports(uses, options.port_offset)
     uses = assign_free_ports(uses, every=options.free_ports)
     env |= env_overrides(uses)
     # nats.url follows nats.port, and so must be worked out anew.

@@ -17,6 +17,7 @@ __all__ = [
     "SIMULATOR",
     "Configuration",
     "Service",
+    "idle_port_uses",
     "load_configuration",
     "port_uses",
     "select_services",
@@ -140,6 +141,27 @@ def port_uses(services: Sequence[Service], configuration: Configuration) -> list
                     service.name, purpose, "services", f"services.{service.name}.{key}", host, port
                 )
             )
+    return uses
+
+
+def idle_port_uses(services: Sequence[Service], configuration: Configuration) -> list[PortUse]:
+    """Give the ports that the configuration has for what does not run.
+
+    Nobody listens there; but a configuration has no port twice, so they move with the others.
+    """
+    mesh, host = configuration.mesh, configuration.mesh.host
+    running = {service.name for service in services}
+    uses = [
+        PortUse(name, key, "services", f"services.{name}.{key}", host, getattr(ports, key))
+        for name, ports in mesh.services.items()
+        if name not in running
+        for key in ("grpc_port", "http_port")
+    ]
+    listening = {use.key for use in _gateway_ports(configuration)}
+    for name, listener in configuration.gateway.listeners.items():
+        key = f"listeners.{name}.port"
+        if key not in listening or "gateway" not in running:
+            uses.append(PortUse("gateway", name, "gateway", key, host, listener.port))
     return uses
 
 
