@@ -23,7 +23,7 @@ __all__ = ["NatsServer"]
 # [pid] 2026/01/31 10:11:12.131415 [INF] text
 _LOG_LINE = re.compile(r"\[\d+\] \S+ \S+ \[(?P<level>\w{3})\] ?(?P<text>.*)")
 _LEVELS = {"INF": "debug", "WRN": "warning", "ERR": "error", "FTL": "critical"}
-_RESTART = RestartPolicy(initial_seconds=0.1, max_seconds=5.0)
+_RESTART = RestartPolicy(initial_seconds=0.1, max_seconds=2.0)
 
 
 class NatsServer:

@@ -51,7 +51,8 @@ class PublisherStatus:
     """What they take, bytes, objects included."""
 
     duplicates: int
-    """Messages that the server reported as stored before."""
+    """Messages of unknown fate that were found stored after an outage, and so not sent again; among
+    the acknowledged."""
 
     dropped: int
     """Messages of droppable keys that were given up for want of room."""

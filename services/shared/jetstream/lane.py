@@ -13,14 +13,15 @@ Design: https://github.com/nats-io/nats-architecture-and-design (ADR-50).
 import itertools
 import secrets
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from services.shared.jetstream.outbox import Entry, Outbox
 
-__all__ = ["OPERATION_PING", "Lane"]
+__all__ = ["OPERATION_END", "OPERATION_PING", "Lane"]
 
 _OPERATION_START = 0
 _OPERATION_APPEND = 1
+OPERATION_END = 3
 OPERATION_PING = 4
 
 _ID_OVERHEAD = len(b"NATS/1.0\r\nNats-Msg-Id: \r\n\r\n")
@@ -48,6 +49,7 @@ class Lane:
         self.last_progress = 0.0
         self.last_sent = 0.0
         self.next_tail_check = 0.0
+        self.tail_misses = 0
         self.max_message_size = -1
         self._prefix = ""
         self._number = 0
@@ -78,11 +80,15 @@ class Lane:
         """Give the reply subject of a ping, which the server answers after all of the batch."""
         return f"{self._prefix}{max(self._number, 1)}.{OPERATION_PING}.$FI"
 
+    def end_reply(self) -> str:
+        """Give the reply subject that ends the batch: the answer counts what it has stored."""
+        return f"{self._prefix}{self._number + 1}.{OPERATION_END}.$FI"
+
     def fill(
         self,
         frames: list[bytes],
         outbox: Outbox,
-        too_large: list[Entry],
+        refuse: Callable[[Entry], None],
         *,
         window: int,
         window_bytes: int,
@@ -92,7 +98,7 @@ class Lane:
     ) -> int:
         """Append the frames of what may be sent now, at most `room` bytes; give the bytes.
 
-        What the server would never take (`max_payload`) goes to `too_large` instead.
+        What the server would never take (`max_payload`) is given to `refuse` instead.
         """
         used = 0
         unacknowledged = self.unacknowledged
@@ -117,7 +123,7 @@ class Lane:
             header = _ID_OVERHEAD + len(entry.message_id)
             total = header + len(payload)
             if total > max_payload:
-                too_large.append(entry)
+                refuse(entry)
                 continue
             number += 1
             operation = _OPERATION_APPEND if number > 1 else _OPERATION_START
@@ -150,6 +156,7 @@ class Lane:
         if count:
             self.last_progress = now
             self.failures = 0
+            self.tail_misses = 0
         return count
 
     def forget_unacknowledged(self) -> None:

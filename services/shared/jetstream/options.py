@@ -49,7 +49,7 @@ class PublisherCounts:
     """Known to be stored."""
 
     duplicates: int = 0
-    """Reported by the server as stored before."""
+    """Found stored after a loss or refusal, and so not sent again."""
 
     dropped: int = 0
     """Of droppable keys, given up."""

@@ -6,15 +6,17 @@ worth nothing once one of them is missing, so a full outbox drops whole keys, th
 and the key's owner builds that book anew.
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["ENTRY_OVERHEAD", "Entry", "Outbox", "OutboxLimits"]
+__all__ = ["ENTRY_OVERHEAD", "Entry", "Key", "Outbox", "OutboxLimits"]
 
 ENTRY_OVERHEAD = 400
 """Bytes that a waiting message costs beside its text: the objects that hold it."""
 
 _SWEEP_SHARE = 0.25
+_orders = itertools.count()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +46,30 @@ class Key:
 
 
 class Entry:
-    """One message on its way; `size` is what it counts for, bytes."""
+    """One message on its way.
 
-    __slots__ = ("generation", "key", "message_id", "number", "payload", "sent", "size", "subject")
+    `size` is what it counts for, bytes; `order` grows with each message, `number` is its place in
+    the batch it was sent in, `sent` when that was (monotonic seconds).
+    """
+
+    __slots__ = (
+        "generation",
+        "key",
+        "message_id",
+        "number",
+        "order",
+        "payload",
+        "sent",
+        "size",
+        "subject",
+    )
 
     def __init__(self, subject: str, payload: bytes, message_id: str) -> None:
         self.subject = subject
         self.payload = payload
         self.message_id = message_id
         self.size = len(subject) + len(payload) + len(message_id) + ENTRY_OVERHEAD
+        self.order = next(_orders)
         self.key: Key | None = None
         self.generation = 0
         self.number = 0

@@ -80,30 +80,35 @@ class Routes:
 
     def adopt(self) -> int:
         """Move what waits without a stream into the lanes of streams; give how many subjects."""
-        adopted = 0
-        for subject, waiting in list(self.unrouted.items()):
-            if self.stream_of(subject) is None:
-                continue
-            del self.unrouted[subject]
-            lane = self.lane_for(subject)
-            lane.resend.extend(waiting.resend)
-            lane.buffer.extend(waiting.buffer)
-            adopted += 1
-        return adopted
+        found = [subject for subject in self.unrouted if self.stream_of(subject) is not None]
+        moved = [self.unrouted.pop(subject) for subject in found]
+        self._move(
+            [entry for lane in moved for entry in lane.resend],
+            [entry for lane in moved for entry in lane.buffer],
+            {subject: self.lane_for(subject) for subject in found},
+        )
+        return len(found)
 
     def rehome(self, lane: Lane) -> None:
         """Move what another stream takes now, or none, out of a lane with nothing in flight."""
         homes = {entry.subject: self.stream_of(entry.subject) for entry in lane.waiting()}
-        moved = [subject for subject, home in homes.items() if home != lane.stream]
-        if not moved:
-            return
-        targets = {subject: self.lane_for(subject) for subject in moved}
-        resend, buffer = lane.resend, lane.buffer
-        lane.resend, lane.buffer = deque(), deque()
+        away = [subject for subject, home in homes.items() if home != lane.stream]
+        if away:
+            resend, buffer = list(lane.resend), list(lane.buffer)
+            lane.resend.clear()
+            lane.buffer.clear()
+            targets = dict.fromkeys(homes, lane)
+            self._move(resend, buffer, targets | {each: self.lane_for(each) for each in away})
+
+    def _move(self, resend: list[Entry], buffer: list[Entry], targets: Mapping[str, Lane]) -> None:
+        """Put entries into the lanes of their subjects, which stay in the order of publishing."""
         for entry in resend:
-            self._target(targets, lane, entry).resend.append(entry)
+            targets[entry.subject].resend.append(entry)
         for entry in buffer:
-            self._target(targets, lane, entry).buffer.append(entry)
+            targets[entry.subject].buffer.append(entry)
+        for lane in {id(lane): lane for lane in targets.values()}.values():
+            lane.resend = deque(sorted(lane.resend, key=_order))
+            lane.buffer = deque(sorted(lane.buffer, key=_order))
 
     def sweep(self, outbox: Outbox) -> None:
         """Let go of dropped entries everywhere."""
@@ -120,6 +125,6 @@ class Routes:
                     lane.max_message_size = known.max_message_size
         return lane
 
-    @staticmethod
-    def _target(targets: Mapping[str, Lane], default: Lane, entry: Entry) -> Lane:
-        return targets.get(entry.subject, default)
+
+def _order(entry: Entry) -> int:
+    return entry.order

@@ -14,9 +14,9 @@ from typing import Any
 from services.shared.errors import MarketPrismError
 from services.shared.jetstream.api import last_message, list_streams
 from services.shared.jetstream.connection import Connection
-from services.shared.jetstream.lane import OPERATION_PING, Lane
+from services.shared.jetstream.lane import OPERATION_END, OPERATION_PING, Lane
 from services.shared.jetstream.options import PublisherCounts, PublisherOptions
-from services.shared.jetstream.outbox import Entry, Outbox
+from services.shared.jetstream.outbox import Entry, Key, Outbox
 from services.shared.jetstream.routes import Routes
 from services.shared.log import get_logger
 
@@ -27,6 +27,7 @@ _TICK = 0.025
 _FLUSH_BYTES = 1024 * 1024
 _FLUSH_BYTES_LEAST = 64 * 1024
 _PROBE_WINDOW = 64
+_TAIL_MISSES = 5
 # The server forgets a batch that is silent for ten seconds.
 _BATCH_SILENCE = 2.0
 _MESSAGE_TOO_LARGE = {10054, 10097}
@@ -65,7 +66,7 @@ class PublishSession:
         self._log = get_logger(publisher=name)
         self._loop = asyncio.get_running_loop()
         self._batches: dict[bytes, Lane] = {}
-        self._barriers: dict[str, asyncio.Future[None]] = {}
+        self._answers: dict[str, asyncio.Future[bytes]] = {}
         self._work: set[asyncio.Task[None]] = set()
         self._routing: asyncio.Task[None] | None = None
         self._flush_handle: asyncio.Handle | None = None
@@ -134,7 +135,6 @@ class PublishSession:
         if not lanes:
             return
         frames: list[bytes] = []
-        too_large: list[Entry] = []
         room = max(_FLUSH_BYTES // len(lanes), _FLUSH_BYTES_LEAST)
         now = time.monotonic()
         more = False
@@ -145,7 +145,7 @@ class PublishSession:
             used = lane.fill(
                 frames,
                 self._outbox,
-                too_large,
+                self._on_refused,
                 window=window,
                 window_bytes=self._options.window_bytes,
                 room=room,
@@ -156,8 +156,6 @@ class PublishSession:
         if frames:
             connection.write(b"".join(frames))
             self.watch()
-        for entry in too_large:
-            self._on_refused(entry)
         if more:
             self.schedule()
 
@@ -173,10 +171,10 @@ class PublishSession:
             self._acknowledge(lane, number)
         else:
             self._on_trouble(lane, int(words[6]), header, payload)
-        if int(words[7]) == OPERATION_PING:
-            barrier = self._barriers.get(lane.batch)
-            if barrier is not None and not barrier.done():
-                barrier.set_result(None)
+        if int(words[7]) in (OPERATION_PING, OPERATION_END):
+            answer = self._answers.get(lane.batch)
+            if answer is not None and not answer.done():
+                answer.set_result(payload)
 
     def _acknowledge(self, lane: Lane, number: int) -> None:
         count = lane.acknowledge(number, time.monotonic())
@@ -202,11 +200,7 @@ class PublishSession:
         elif "batch" in answer and lane.ready:
             # The end of a batch that nobody asked to end: all up to count is stored.
             self._acknowledge(lane, int(answer["count"]))
-            if answer.get("duplicate"):
-                self._counts.duplicates += 1
-                self._break(lane, "")
-            else:
-                self._break(lane, f"stream {lane.stream} ended a batch")
+            self._break(lane, f"stream {lane.stream} ended a batch")
 
     def _tick(self) -> None:
         self._tick_handle = None
@@ -237,13 +231,24 @@ class PublishSession:
         batch = lane.batch
         newest = lane.unacknowledged[-1]
         found = await last_message(self.connection, lane.stream, newest.subject)
-        if found is None or lane.batch != batch or not lane.ready:
+        if lane.batch != batch or not lane.ready:
             return
         stored = 0
-        for entry in lane.unacknowledged:
-            if entry.message_id == found.message_id and entry.subject == newest.subject:
-                stored = entry.number
-        self._acknowledge(lane, stored)
+        if found is not None:
+            for entry in lane.unacknowledged:
+                if entry.message_id == found.message_id and entry.subject == newest.subject:
+                    stored = entry.number
+        if stored:
+            self._acknowledge(lane, stored)
+            return
+        lane.tail_misses += 1
+        if lane.tail_misses > _TAIL_MISSES and lane.unacknowledged:
+            # It may be stored and gone again already: expired, purged, replaced by another's.
+            lane.tail_misses = 0
+            lane.ready = False
+            answer = json.loads(await self._ask(lane, lane.end_reply()) or b"{}")
+            self._acknowledge(lane, int(answer.get("count", 0)))
+            await self._recover(lane)
 
     # Trouble.
 
@@ -251,17 +256,15 @@ class PublishSession:
         if not lane.ready:
             return
         lane.ready = False
-        if reason:
-            lane.failures += 1
-            self._counts.last_error = reason
-            self._log.warning("not all was stored, finding out what", reason=reason)
+        lane.failures += 1
+        self._counts.last_error = reason
+        self._log.warning("not all was stored, finding out what", reason=reason)
         self._spawn(self._recover_broken(lane), "recovery")
 
     async def _recover_broken(self, lane: Lane) -> None:
-        if lane.failures:
-            await asyncio.sleep(self._backoff(lane.failures))
+        await asyncio.sleep(self._backoff(lane.failures))
         if lane.unacknowledged:
-            await self._pass_barrier(lane)
+            await self._ask(lane, lane.ping_reply())
         await self._learn_streams()
         await self._recover(lane)
 
@@ -271,9 +274,14 @@ class PublishSession:
         stored = await self._find_stored(entries)
         lane.forget_unacknowledged()
         lost: list[Entry] = []
+        # What follows a refused message of the same key is worth nothing.
+        spoilt: set[Key | None] = set()
         for entry in entries:
             code, text = lane.refused.get(entry.number, (0, ""))
             if code in _MESSAGE_TOO_LARGE or "too large" in text:
+                self._on_refused(entry)
+                spoilt.add(entry.key)
+            elif entry.key is not None and entry.key in spoilt:
                 self._on_refused(entry)
             elif entry not in stored:
                 lost.append(entry)
@@ -283,6 +291,7 @@ class PublishSession:
                 lost.append(entry)
             else:
                 self._counts.acknowledged += 1
+                self._counts.duplicates += 1
                 lane.failures = 0
         lane.resend.extendleft(reversed(lost))
         self._routes.rehome(lane)
@@ -293,17 +302,16 @@ class PublishSession:
         self.schedule()
         self._on_stored()
 
-    async def _pass_barrier(self, lane: Lane) -> None:
-        """Wait until the server has handled everything that was sent of the broken batch."""
-        barrier: asyncio.Future[None] = self._loop.create_future()
-        self._barriers[lane.batch] = barrier
+    async def _ask(self, lane: Lane, reply: str) -> bytes:
+        """Ask the server something of the open batch; it answers after all that was sent of it."""
+        answer: asyncio.Future[bytes] = self._loop.create_future()
+        self._answers[lane.batch] = answer
         try:
-            subject = lane.unacknowledged[-1].subject
-            self.connection.publish(subject, b"", lane.ping_reply())
+            self.connection.publish(lane.unacknowledged[-1].subject, b"", reply)
             async with asyncio.timeout(self._options.ack_timeout):
-                await barrier
+                return await answer
         finally:
-            self._barriers.pop(lane.batch, None)
+            self._answers.pop(lane.batch, None)
 
     async def _find_stored(self, entries: list[Entry]) -> set[Entry]:
         """Tell which of these are in their streams, by the last message of each subject."""
