@@ -199,6 +199,14 @@ class Publisher:
             self._routes.sweep(self._outbox)
         return taken
 
+    def tell(self, subject: str, payload: bytes) -> bool:
+        """Send to whoever listens right now, unstored and unbuffered; False while unconnected."""
+        session = self._session
+        if session is None or session.connection.is_closed:
+            return False
+        session.connection.publish(subject, payload)
+        return True
+
     async def last_message(self, subject: str, *, timeout: float = 5.0) -> StoredMessage | None:  # noqa: ASYNC109
         """Give the newest stored message of a subject, None when no stream holds one.
 
