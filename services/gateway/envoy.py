@@ -80,13 +80,6 @@ class EnvoyProcess:
         self._host = host
         self._listener_ports = dict(listener_ports)
         self._admin_port = admin_port
-        self._lines_left = self._lines_a_second = 2 * settings.access_log_rate
-        self._second = 0
-        self._count_dropped: Callable[[], None] = lambda: None
-        if metrics is not None:
-            self._count_dropped = metrics.counter(
-                "access_log_dropped", "Lines of the access log over access_log_rate."
-            ).inc
         self._raw = log_format == "json"
         self._log = get_logger(service="envoy")
         self._admin: AdminClient | None = None
@@ -168,17 +161,7 @@ class EnvoyProcess:
     async def _is_ready(self) -> bool:
         return await self.admin.ready()
 
-    def _may_write(self) -> bool:
-        second = int(time.monotonic())
-        if second != self._second:
-            self._second, self._lines_left = second, self._lines_a_second
-        self._lines_left -= 1
-        return self._lines_left >= 0
-
     def _on_line(self, line: str) -> None:
-        if line.startswith(_ACCESS_LINE) and not self._may_write():
-            self._count_dropped()
-            return
         if self._raw and line.startswith(_ACCESS_LINE):
             # The access log is JSON of our own making, and there may be thousands a second.
             sys.stderr.write(line + "\n")

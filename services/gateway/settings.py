@@ -211,8 +211,8 @@ class GatewaySettings(SettingsModel):
     """Which requests are logged: all, those with status 400 and above, or none."""
 
     access_log_rate: int = Field(default=100, ge=1, le=1_000_000)
-    """Most lines of the access log a second for requests that went well, and twice as many for
-    all; the others are counted (`access_log_dropped`)."""
+    """Most lines of the access log a second; Envoy's statistics count the others
+    (`access_log.process_ratelimit.denied`)."""
 
     server_header: str = "marketprism"
     """Value of the `server` response header."""
