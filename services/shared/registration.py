@@ -27,7 +27,7 @@ class Registration:
     """Unique among all instances: the service's name and a random part."""
 
     host: str
-    """Address that its servers are bound to."""
+    """Name or address under which its servers are reached."""
 
     grpc_port: int
     """Real port of its gRPC server."""

@@ -301,7 +301,7 @@ class BaseService(abc.ABC):
     async def _announce(self) -> None:
         registration = Registration.of_this_process(
             self.name,
-            host=self.mesh.host,
+            host=self.mesh.advertise_host,
             grpc_port=self.grpc_port,
             http_port=self.http_port,
             version=self.version,

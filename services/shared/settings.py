@@ -35,12 +35,18 @@ __all__ = [
     "config_directory",
     "load_mesh",
     "load_settings",
+    "reachable",
 ]
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 """A TCP port; 0 takes a free one at start."""
 
 LOOPBACK = "127.0.0.1"
+
+
+def reachable(host: str) -> str:
+    """Give where a server is reached that binds `host`: one on all addresses, on loopback."""
+    return {"0.0.0.0": LOOPBACK, "::": "::1"}.get(host, host)  # noqa: S104 - not bound here
 
 
 class LogSettings(SettingsModel):
@@ -155,6 +161,10 @@ class MeshSettings(SettingsModel):
 
     host: str = LOOPBACK
     """Address that every server binds; services of one machine reach each other there."""
+
+    advertise_host: str = Field(default_factory=lambda data: reachable(data["host"]))
+    """Name or address under which the rest of the mesh reaches this process's servers, told at
+    registration; from `host` when absent. Containers bind all addresses and go by a name."""
 
     data_dir: Path = Path("var")
     """Where state is kept; a relative path is relative to the current directory at start."""

@@ -196,6 +196,19 @@ def test_nats_url_follows_host_and_port_when_absent(tmp_path: Path) -> None:
     assert load_mesh(config_dir=tmp_path, environ={}).nats.url == "nats://127.0.0.2:4333"
 
 
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [("10.1.2.3", "10.1.2.3"), ("0.0.0.0", "127.0.0.1"), ("::", "::1")],
+)
+def test_servers_are_reached_where_they_listen_unless_told(
+    tmp_path: Path, host: str, expected: str
+) -> None:
+    write(tmp_path, f'host: "{host}"', "services")
+    assert load_mesh(config_dir=tmp_path, environ={}).advertise_host == expected
+    named = {"MARKETPRISM__SERVICES__ADVERTISE_HOST": "collector"}
+    assert load_mesh(config_dir=tmp_path, environ=named).advertise_host == "collector"
+
+
 def test_two_servers_cannot_have_one_port(tmp_path: Path) -> None:
     write(tmp_path, "services:\n  echo: {grpc_port: 50081}\n", "services")
     with pytest.raises(ConfigError, match=r"services\.collector\.grpc_port and .* both have 50081"):
