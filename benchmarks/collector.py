@@ -20,10 +20,10 @@ from decimal import Decimal
 from pathlib import Path
 
 import uvloop
+from marketprism.market.v1 import order_book_pb2 as pb
 
 from benchmarks.broker import running_broker
 from benchmarks.depth_stream import write_depth_stream
-from marketprism.market.v1 import order_book_pb2 as pb
 from services.collector.synchroniser import BookSynchroniser, SnapshotPolicy
 from services.collector.venues.base import RestRequest
 from services.collector.venues.binance_spot import BinanceSpot, DepthUpdate
@@ -127,7 +127,7 @@ async def _published(frames: list[bytes], folder: Path, url: str) -> float:
         for frame in frames[start : start + _TURN]:
             _handle(adapter, book, frame)
         await asyncio.sleep(0)
-        while publisher.status.buffered > 20_000:
+        while publisher.status.buffered > 20_000:  # noqa: ASYNC110 - a benchmark may poll
             await asyncio.sleep(0.001)
     if not await publisher.drain(60):
         raise SystemExit("not everything was acknowledged")
