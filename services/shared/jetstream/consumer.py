@@ -98,6 +98,9 @@ def consumer_config(deliver: str, filters: list[str], where: dict[str, Any]) -> 
         "num_replicas": 1,
         **where,
     }
+    if not filters and where["deliver_policy"] == "last_per_subject":
+        # JetStream wants to be told that all subjects are meant.
+        filters = [">"]
     if len(filters) == 1:
         config["filter_subject"] = filters[0]
     elif filters:

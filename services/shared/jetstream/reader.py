@@ -384,6 +384,8 @@ class StreamReader:
 
     def _interrupt(self, reason: str) -> None:
         self._live.clear()
+        if reason != self._last_error:
+            self._log.warning("not reading", reason=reason)
         self._last_error = reason
         if self._watchdog is not None:
             self._watchdog.cancel()
@@ -394,7 +396,6 @@ class StreamReader:
         if self._started and not self._told_interrupted:
             self._told_interrupted = True
             self._interruptions += 1
-            self._log.warning("interrupted", reason=reason)
             if self._on_interruption is not None:
                 self._guarded(self._on_interruption, reason)
 
