@@ -1,0 +1,1 @@
+"""Live market data: state from the broker, served over gRPC."""

@@ -1,0 +1,148 @@
+"""Which instruments there are, and what is said about one that is not."""
+
+import difflib
+from collections.abc import Iterable, Iterator
+from typing import TypeAlias
+
+from google.protobuf.message import DecodeError
+from marketprism.market.v1 import instrument_pb2
+
+from services.shared.errors import MarketPrismError, NotFound, Unavailable
+
+__all__ = ["Catalog", "Key"]
+
+Key: TypeAlias = tuple[str, str]
+"""(exchange, symbol)."""
+
+_SHOWN = 8
+_COMPARED = 500
+_LENGTHS_APART = 3
+
+
+class Catalog:
+    """The instruments of all venues.
+
+    An instrument is known when it was described, or when anything of it came. `ready` is set by
+    the owner when everything that the broker held was read.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._instruments: dict[Key, bytes] = {}
+        self._parsed: dict[Key, instrument_pb2.Instrument] = {}
+        self._symbols: dict[str, set[str]] = {}
+        self._count = 0
+        self._order: list[Key] | None = None
+        self.ready = False
+        """Whether what the broker held at the start was read."""
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __contains__(self, key: Key) -> bool:
+        return key[1] in self._symbols.get(key[0], ())
+
+    def add(self, key: Key) -> bool:
+        """Note that an instrument exists; False when there are too many to keep another."""
+        if key in self:
+            return True
+        if self._count >= self._limit:
+            return False
+        self._symbols.setdefault(key[0], set()).add(key[1])
+        self._count += 1
+        return True
+
+    def describe(self, key: Key, payload: bytes) -> bool:
+        """Take an encoded Instrument; False when it is malformed, or one too many."""
+        try:
+            instrument = instrument_pb2.Instrument.FromString(payload)
+        except DecodeError:
+            return False
+        if (instrument.exchange, instrument.symbol) != key or not self.add(key):
+            return False
+        if key not in self._instruments:
+            self._order = None
+        self._instruments[key] = payload
+        self._parsed[key] = instrument
+        return True
+
+    def payload(self, key: Key) -> bytes:
+        """Give the encoded Instrument; raises `NotFound` or `Unavailable`."""
+        found = self._instruments.get(key)
+        if found is None:
+            raise self.not_found(key)
+        return found
+
+    def check(self, key: Key) -> None:
+        """Raise `NotFound`, or `Unavailable` while nothing is known yet, for an unknown one."""
+        if key not in self:
+            raise self.not_found(key)
+
+    def described(self) -> Iterator[tuple[Key, instrument_pb2.Instrument, bytes]]:
+        """Give every instrument that was described, by exchange and then symbol."""
+        if self._order is None:
+            self._order = sorted(self._instruments)
+        for key in self._order:
+            yield key, self._parsed[key], self._instruments[key]
+
+    def not_found(self, key: Key) -> MarketPrismError:
+        """Make the error about an instrument that is not known."""
+        exchange, symbol = key
+        metadata = {"exchange": exchange, "symbol": symbol}
+        if not self.ready or not self._symbols:
+            why = (
+                "no collector has told of any instrument yet"
+                if self.ready
+                else "what the broker holds is still being read"
+            )
+            return Unavailable(
+                f"{exchange}/{symbol} is not known, and {why}; try again in a moment",
+                reason="STARTING",
+                metadata=metadata,
+                retry_after=1.0,
+            )
+        symbols = self._symbols.get(exchange)
+        if symbols is None:
+            return NotFound(
+                f"no exchange {exchange!r} is collected; there is {_listed(sorted(self._symbols))}"
+                + _suggested(exchange, self._symbols),
+                reason="EXCHANGE_NOT_FOUND",
+                metadata=metadata,
+            )
+        if key in self._instruments or symbol in symbols:
+            # Something of it comes, only its description did not.
+            return NotFound(
+                f"{exchange}/{symbol} is collected, but nothing describes it yet",
+                reason="INSTRUMENT_NOT_FOUND",
+                metadata=metadata,
+            )
+        hint = _suggested(symbol, symbols) or f"; it has {len(symbols)}, see ListInstruments"
+        return NotFound(
+            f"{exchange} has no instrument {symbol!r}{hint}",
+            reason="INSTRUMENT_NOT_FOUND",
+            metadata=metadata,
+        )
+
+
+def _suggested(name: str, names: Iterable[str]) -> str:
+    wanted = _shape(name)
+    by_shape: dict[str, str] = {}
+    for each in names:
+        shape = _shape(each)
+        # Comparing is dear, and a venue lists thousands.
+        if shape[:1] == wanted[:1] and abs(len(shape) - len(wanted)) <= _LENGTHS_APART:
+            by_shape[shape] = each
+            if len(by_shape) >= _COMPARED:
+                break
+    close = difflib.get_close_matches(wanted, by_shape, n=3, cutoff=0.6)
+    return f"; did you mean {' or '.join(by_shape[each] for each in close)}?" if close else ""
+
+
+def _shape(name: str) -> str:
+    """Reduce a name to what people get right: BTCUSDT, btc-usdt and BTC_USDT are one."""
+    return "".join(c for c in name.lower() if c.isalnum())
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(names[:_SHOWN])
+    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"

@@ -1,0 +1,81 @@
+"""Which collectors are alive, by the heartbeats that they send; pure, the clock comes from outside.
+
+A collector says once a second how it is. Its silence means that nobody tells us when a book loses
+step, so its books are then STALE, although nothing that they hold is known to be wrong.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from google.protobuf.message import DecodeError
+from marketprism.collector.v1 import collector_service_pb2
+
+__all__ = ["Collectors"]
+
+_KEPT = 1000
+
+
+@dataclass(slots=True)
+class _Collector:
+    heard: float
+    exchanges: set[str] = field(default_factory=set)
+
+
+class Collectors:
+    """The collectors that were heard since the start; times are monotonic seconds.
+
+    A book's own collector counts, when the gap ledger named it and it was heard; else those that
+    have connections to the venue; else any.
+    """
+
+    def __init__(self, silence_seconds: float, now: float) -> None:
+        self._limit = silence_seconds
+        self._known: dict[str, _Collector] = {}
+        self._listening_since: float | None = None
+        self._now = now
+
+    @property
+    def known(self) -> Mapping[str, float]:
+        """Seconds since each collector was heard, as of the last `refresh`."""
+        return {name: self._now - each.heard for name, each in self._known.items()}
+
+    def on_heartbeat(self, payload: bytes, now: float) -> bool:
+        """Take an encoded GetStatusResponse; False when it is none."""
+        try:
+            status = collector_service_pb2.GetStatusResponse.FromString(payload)
+        except DecodeError:
+            return False
+        if not status.collector_id:
+            return False
+        collector = self._known.get(status.collector_id)
+        if collector is None:
+            if len(self._known) >= _KEPT:
+                oldest = min(self._known, key=lambda name: self._known[name].heard)
+                del self._known[oldest]
+            collector = self._known[status.collector_id] = _Collector(now)
+        collector.heard = now
+        collector.exchanges.update(connection.exchange for connection in status.connections)
+        return True
+
+    def listening(self, now: float | None) -> None:
+        """Note since when we listen, None while we cannot: then nobody's silence means anything."""
+        self._listening_since = now
+
+    def refresh(self, now: float) -> None:
+        """Set the time that `silence` speaks of."""
+        self._now = now
+
+    def silence(self, exchange: str, collector_id: str) -> str:
+        """Tell why the collector of a book counts as silent, empty when it does not."""
+        if self._listening_since is None or self._now - self._listening_since <= self._limit:
+            return ""
+        own = self._known.get(collector_id)
+        if own is not None:
+            concerned = [own]
+        else:
+            concerned = [c for c in self._known.values() if exchange in c.exchanges]
+            concerned = concerned or list(self._known.values())
+        if not concerned:
+            return "no collector was heard since the start"
+        age = self._now - max(each.heard for each in concerned)
+        return f"the collector has been silent for {age:.0f} s" if age > self._limit else ""

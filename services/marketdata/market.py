@@ -1,0 +1,392 @@
+"""All live state: takes what the broker's streams bring, and hands out books, trades, offers.
+
+Pure: no I/O. The feed calls in with whole batches, the servicer reads.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
+
+from google.protobuf.message import DecodeError
+from marketprism.collector.v1 import integrity_event_pb2
+from marketprism.market.v1 import events_pb2
+
+from services.marketdata.catalog import Catalog, Key
+from services.marketdata.live_book import BookLimits, LiveBook
+from services.marketdata.live_trades import BROKER, COLLECTOR, LiveTrades, concerns_trades
+from services.marketdata.settings import MarketDataSettings
+from services.marketdata.tally import Tally
+from services.marketdata.wire import nanoseconds
+from services.shared.log import get_logger
+
+__all__ = ["Market", "StreamMessage"]
+
+_SAMPLE_EVERY = 64
+_NANOS = 1_000_000_000
+_WHOLE_VENUE = "_"
+
+
+class StreamMessage(Protocol):
+    """What is needed of a message of a JetStream stream."""
+
+    @property
+    def subject(self) -> str:
+        """`market.<kind>.<exchange>.<symbol>`."""
+
+    @property
+    def payload(self) -> bytes:
+        """The encoded event."""
+
+    @property
+    def stream_sequence(self) -> int:
+        """Its place in the stream."""
+
+
+class Market:
+    """The live state of every instrument."""
+
+    def __init__(
+        self,
+        settings: MarketDataSettings,
+        *,
+        tally: Tally | None = None,
+        clock: Callable[[], int] = time.time_ns,
+        observe_lag: Callable[[float], None] = lambda _seconds: None,
+    ) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._observe_lag = observe_lag
+        self._log = get_logger()
+        self._routes: dict[str, Callable[[bytes], None] | None] = {}
+        self._begin_at: dict[Key, int] = {}
+        self._offers: dict[Key, bytes] = {}
+        self._broker_lost = ""
+        self._trades_lost = ""
+        self._silence: Callable[[str, str], str] = lambda _exchange, _collector_id: ""
+        self._unsampled = 0
+        self._closed = False
+        self._swept = 0.0
+        self.tally = tally or Tally()
+        """What was counted."""
+        self.catalog = Catalog(settings.max_instruments)
+        """Which instruments there are."""
+        self.books: dict[Key, LiveBook] = {}
+        """Books that something came of, or that somebody waits for."""
+        self.trades: dict[Key, LiveTrades] = {}
+        """Trades that something came of, or that somebody waits for."""
+
+    # ---- what the streams bring
+
+    def begin_books_at(self, places: dict[Key, int]) -> None:
+        """Ignore what the stream holds of each book before its last snapshot, at these places."""
+        self._begin_at = places
+
+    def on_order_book(self, messages: Iterable[StreamMessage]) -> None:
+        """Take a batch of the order book stream."""
+        routes = self._routes
+        begin_at = self._begin_at
+        count = 0
+        payload = b""
+        for message in messages:
+            count += 1
+            subject = message.subject
+            payload = message.payload
+            if begin_at and self._is_before_begin(subject, message.stream_sequence):
+                continue
+            try:
+                route = routes[subject]
+            except KeyError:
+                route = self._route(subject)
+            if route is not None:
+                self._take(route, subject, payload)
+        self._count("order_book", count)
+        self._sample(count, payload)
+
+    def on_trade(self, messages: Iterable[StreamMessage]) -> None:
+        """Take a batch of the trade stream."""
+        self._dispatch("trade", messages)
+
+    def on_best_bid_offer(self, messages: Iterable[StreamMessage]) -> None:
+        """Take a batch of the best bid and offer stream."""
+        self._dispatch("best_bid_offer", messages)
+
+    def on_instrument(self, messages: Iterable[StreamMessage]) -> None:
+        """Take a batch of the instrument stream."""
+        self._dispatch("instrument", messages)
+
+    def on_integrity(self, messages: Iterable[StreamMessage]) -> None:
+        """Take a batch of the gap ledger's entries."""
+        self._dispatch("integrity", messages)
+
+    # ---- what happens to the streams and the collectors
+
+    def on_books_lost(self, why: str) -> None:
+        """Note that the order book stream is interrupted."""
+        self._broker_lost = why
+        for book in self.books.values():
+            book.set_broker_lost(why)
+
+    def on_books_back(self) -> None:
+        """Note that the order book stream was read up to its end again."""
+        self._broker_lost = ""
+        for book in self.books.values():
+            book.set_broker_lost("")
+
+    def on_books_missed(self, why: str) -> None:
+        """Note that messages of the order book stream are gone for good."""
+        # The stream may have been made anew: its places mean nothing any more.
+        self._begin_at = {}
+        for book in self.books.values():
+            book.on_missed(why)
+
+    def on_trades_lost(self, why: str) -> None:
+        """Note that the trade stream is interrupted."""
+        self._trades_lost = why
+        for trades in self.trades.values():
+            trades.interrupt(BROKER, "BROKER_DISCONNECTED", why)
+
+    def on_trades_back(self, missed: str) -> None:
+        """Note that the trade stream goes on; `missed` tells, when not empty, what is gone."""
+        self._trades_lost = ""
+        for trades in self.trades.values():
+            if missed:
+                trades.lose("DELIVERY_GAP", missed)
+            trades.resume(BROKER, "" if missed else "the broker is back, nothing was missed")
+
+    def on_collectors(self, silence: Callable[[str, str], str]) -> None:
+        """Take what is known of collectors: (exchange, collector id) to why it is silent, or ""."""
+        answers: dict[Key, str] = {}
+
+        def remembered(exchange: str, collector_id: str) -> str:
+            key = (exchange, collector_id)
+            if key not in answers:
+                answers[key] = silence(exchange, collector_id)
+            return answers[key]
+
+        self._silence = remembered
+        for book in self.books.values():
+            book.set_silent(remembered(book.exchange, book.collector_id))
+        for trades in self.trades.values():
+            self._set_trades_silent(trades)
+
+    # ---- what is asked for
+
+    def book(self, key: Key) -> LiveBook:
+        """Give the book of a known instrument, an empty one when nothing came of it yet.
+
+        Raises `NotFound`, or `Unavailable` while nothing is known yet.
+        """
+        found = self.books.get(key)
+        if found is None or not found.heard_of:
+            self.catalog.check(key)
+        return found or self._make_book(key)
+
+    def trades_of(self, key: Key) -> LiveTrades:
+        """Give the trades of a known instrument; raises as `book` does."""
+        found = self.trades.get(key)
+        if found is None or not found.heard_of:
+            self.catalog.check(key)
+        return found or self._make_trades(key)
+
+    def best_bid_offer(self, key: Key) -> bytes | None:
+        """Give the encoded BestBidOffer of a known instrument; raises as `book` does."""
+        found = self._offers.get(key)
+        if found is None:
+            self.catalog.check(key)
+        return found
+
+    def tick(self, now: float) -> None:
+        """Let old events go; call it about once a second, `now` is monotonic seconds."""
+        settings = self._settings
+        for book in self.books.values():
+            book.trim_to(book.log.age(now, settings.order_book_log.max_age_seconds))
+        for trades in self.trades.values():
+            trades.log.trim_to(trades.log.age(now, settings.trade_log.max_age_seconds))
+        if now - self._swept >= settings.levels_idle_seconds:
+            self._swept = now
+            for book in self.books.values():
+                book.forget_levels_if_unused()
+
+    def close(self) -> None:
+        """End every subscriber's stream."""
+        self._closed = True
+        for book in self.books.values():
+            book.log.close()
+        for trades in self.trades.values():
+            trades.log.close()
+
+    # ---- dispatch
+
+    def _dispatch(self, kind: str, messages: Iterable[StreamMessage]) -> None:
+        routes = self._routes
+        count = 0
+        payload = b""
+        for message in messages:
+            count += 1
+            subject = message.subject
+            payload = message.payload
+            try:
+                route = routes[subject]
+            except KeyError:
+                route = self._route(subject)
+            if route is not None:
+                self._take(route, subject, payload)
+        self._count(kind, count)
+        if kind == "trade":
+            self._sample(count, payload)
+
+    def _take(self, route: Callable[[bytes], None], subject: str, payload: bytes) -> None:
+        try:
+            route(payload)
+        except Exception:
+            # What the routes expect they handle; one event must not cost the others.
+            self.tally.malformed += 1
+            self._log.exception("an event could not be taken", subject=subject, size=len(payload))
+
+    def _route(self, subject: str) -> Callable[[bytes], None] | None:
+        """Find who takes a subject's messages, None when nobody does, and remember it."""
+        parts = subject.split(".", 3)
+        route: Callable[[bytes], None] | None = None
+        if len(parts) == 4 and parts[0] == "market":
+            kind, key = parts[1], (parts[2], parts[3])
+            if kind == "integrity":
+                # Not remembered: there may be any number of them, and few messages of each.
+                return self._on_integrity
+            if kind == "instrument":
+                return lambda payload: self._on_instrument(key, payload)
+            route = self._route_of_kind(kind, key)
+        if route is None:
+            self.tally.ignored += 1
+            return None
+        self._routes[subject] = route
+        return route
+
+    def _route_of_kind(self, kind: str, key: Key) -> Callable[[bytes], None] | None:
+        known = kind.startswith("order_book_") or kind in ("trade", "best_bid_offer")
+        if not known or not self.catalog.add(key):
+            return None
+        if kind == "trade":
+            return (self.trades.get(key) or self._make_trades(key)).on_trade
+        if kind == "best_bid_offer":
+            return lambda payload: self._on_best_bid_offer(key, payload)
+        book = self.books.get(key) or self._make_book(key)
+        return {
+            "order_book_update": book.on_update,
+            "order_book_snapshot": book.on_snapshot,
+            "order_book_status": book.on_status,
+        }.get(kind)
+
+    def _is_before_begin(self, subject: str, place: int) -> bool:
+        kind, _, rest = subject.removeprefix("market.").partition(".")
+        exchange, _, symbol = rest.partition(".")
+        key = (exchange, symbol)
+        begin = self._begin_at.get(key)
+        if begin is None:
+            return False
+        if place >= begin:
+            del self._begin_at[key]
+            return False
+        return kind != "order_book_status"
+
+    def _on_best_bid_offer(self, key: Key, payload: bytes) -> None:
+        try:
+            offer = events_pb2.BestBidOffer.FromString(payload)
+        except DecodeError:
+            offer = None
+        if offer is None or (offer.exchange, offer.symbol) != key:
+            self.tally.malformed += 1
+        else:
+            self._offers[key] = payload
+
+    def _on_instrument(self, key: Key, payload: bytes) -> None:
+        if not self.catalog.describe(key, payload):
+            self.tally.malformed += 1
+
+    def _on_integrity(self, payload: bytes) -> None:
+        try:
+            event = integrity_event_pb2.IntegrityEvent.FromString(payload)
+        except DecodeError:
+            self.tally.malformed += 1
+            return
+        key = (event.exchange, event.symbol)
+        if event.symbol and event.symbol != _WHOLE_VENUE:
+            book = self.books.get(key)
+            if book is not None and event.collector_id != book.collector_id:
+                book.collector_id = event.collector_id
+                book.set_silent(self._silence(book.exchange, book.collector_id))
+        if not concerns_trades(event):
+            return
+        for trades in self._trades_concerned(key):
+            trades.on_integrity(event)
+
+    def _trades_concerned(self, key: Key) -> Iterator[LiveTrades]:
+        exchange, symbol = key
+        if symbol and symbol != _WHOLE_VENUE:
+            found = self.trades.get(key)
+            if found is not None:
+                yield found
+        else:
+            yield from (t for t in list(self.trades.values()) if t.exchange == exchange)
+
+    # ---- what is made
+
+    def _make_book(self, key: Key) -> LiveBook:
+        bounds = self._settings.order_book_log
+        book = LiveBook(
+            *key,
+            limits=BookLimits(bounds.max_events, bounds.max_bytes),
+            tally=self.tally,
+            clock=self._clock,
+        )
+        if self._closed:
+            book.log.close()
+        book.set_broker_lost(self._broker_lost)
+        book.set_silent(self._silence(book.exchange, ""))
+        self.books[key] = book
+        return book
+
+    def _make_trades(self, key: Key) -> LiveTrades:
+        bounds = self._settings.trade_log
+        trades = LiveTrades(
+            *key,
+            max_events=bounds.max_events,
+            max_bytes=bounds.max_bytes,
+            recent_limit=self._settings.recent_trades,
+            tally=self.tally,
+            clock=self._clock,
+        )
+        if self._closed:
+            trades.log.close()
+        if self._trades_lost:
+            trades.interrupt(BROKER, "BROKER_DISCONNECTED", self._trades_lost)
+        self._set_trades_silent(trades)
+        self.trades[key] = trades
+        return trades
+
+    def _set_trades_silent(self, trades: LiveTrades) -> None:
+        book = self.books.get((trades.exchange, trades.symbol))
+        silent = self._silence(trades.exchange, book.collector_id if book else "")
+        if not silent:
+            trades.resume(COLLECTOR, "the collector speaks again")
+        elif not trades.is_interrupted_by(COLLECTOR):
+            trades.interrupt(COLLECTOR, "COLLECTOR_SILENT", silent)
+
+    # ---- what is counted
+
+    def _count(self, kind: str, count: int) -> None:
+        events = self.tally.events
+        events[kind] = events.get(kind, 0) + count
+
+    def _sample(self, count: int, payload: bytes) -> None:
+        """Observe the lag of one event in many: from the socket read to here."""
+        self._unsampled += count
+        if self._unsampled < _SAMPLE_EVERY or not payload:
+            return
+        self._unsampled = 0
+        try:
+            # Receive time is field 6 of every kind of event but a status.
+            event = events_pb2.Trade.FromString(payload)
+        except DecodeError:
+            return
+        if event.HasField("receive_time"):
+            self._observe_lag(max(0, self._clock() - nanoseconds(event.receive_time)) / _NANOS)
