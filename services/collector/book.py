@@ -125,7 +125,12 @@ class OrderBook:
                     price = prices[raw_price]
                     # canonical_decimal for what venues nearly always send, without the call
                     head, _, tail = raw_quantity.partition(".")
-                    if tail.isdigit() and head.isdigit() and (head == "0" or head[0] != "0"):
+                    if (
+                        tail.isdigit()
+                        and head.isdigit()
+                        and len(raw_quantity) < 31
+                        and (head == "0" or head[0] != "0")
+                    ):
                         tail = tail.rstrip("0")
                         quantity = f"{head}.{tail}" if tail else head
                     else:

@@ -5,6 +5,7 @@ from decimal import Decimal
 
 __all__ = ["InvalidDecimalError", "canonical_decimal"]
 
+_LONGEST = 128
 _PLAIN = re.compile(r"(-?)0*([0-9]{1,30})(?:\.([0-9]{0,30}))?\Z", re.ASCII)
 _SCIENTIFIC = re.compile(r"-?[0-9]{1,30}(?:\.[0-9]{0,30})?[eE][+-]?[0-9]{1,2}\Z", re.ASCII)
 
@@ -17,7 +18,7 @@ def canonical_decimal(text: str) -> str:
     """Return the one spelling of a number: no exponent, no leading or trailing zeros, no `-0`.
 
     Accepts what venues send (`"0.01000000"`, `"1.0002e6"`, `"5"`), at most 30 digits before and
-    30 after the point, and never goes through a float.
+    30 after the point and 128 characters in all, and never goes through a float.
 
     Raises InvalidDecimalError on anything else, signs other than a leading minus included.
     """
@@ -29,12 +30,15 @@ def canonical_decimal(text: str) -> str:
         if tail.isdigit():
             tail = tail.rstrip("0")
             return f"{head}.{tail}" if tail else head
+    if len(text) > _LONGEST:
+        # Leading zeros without end would keep the patterns busy for as long.
+        raise InvalidDecimalError(f"expected a decimal number, got {len(text)} characters")
     match = _PLAIN.match(text)
     if match is None:
         if _SCIENTIFIC.match(text) is None:
             raise InvalidDecimalError(f"expected a decimal number, got {text[:40]!r}")
         expanded = format(Decimal(text), "f")
-        if len(expanded) > 61 or (match := _PLAIN.match(expanded)) is None:
+        if len(expanded) > 62 or (match := _PLAIN.match(expanded)) is None:
             raise InvalidDecimalError(f"more than 30 digits on a side of the point: {text[:40]!r}")
     sign, whole, fraction = match.groups()
     fraction = (fraction or "").rstrip("0")
