@@ -25,7 +25,7 @@ from services.collector.venues.base import (
     VenueAdapter,
     VenueFault,
 )
-from services.collector.venues.registry import adapter_for_exchange, exchange_for_url
+from services.collector.venues.registry import adapter_for_exchange, exchange_for_url, url_host
 from services.shared.errors import InvalidArgument
 
 __all__ = ["CaptureReport", "verify_capture", "verify_captures"]
@@ -121,7 +121,7 @@ class _Verifier:
                 else:
                     self._answer(adapter, record)
             except (MalformedFrameError, ValueError) as error:
-                problem(number, str(error))
+                self.report.problems.append(f"{self._path.name}: record {number}: {error}")
                 self._malformed(adapter, record, error)
         for (connection, _, native), book in sorted(self._books.items()):
             self.report.books.append(self._row(connection, native, book))
@@ -132,7 +132,7 @@ class _Verifier:
     def _adapter(self, record: CaptureRecord) -> VenueAdapter | None:
         exchange = self._exchange or exchange_for_url(record.url)
         if exchange is None:
-            host = urlsplit(record.url or "").hostname
+            host = url_host(record.url)
             if host:
                 self.report.unknown_urls.add(host)
             return None
@@ -195,7 +195,8 @@ class _Verifier:
     def _malformed(self, adapter: VenueAdapter, record: CaptureRecord, error: Exception) -> None:
         native = getattr(error, "native_symbol", "")
         key = (record.conn or "", adapter.exchange, native)
-        if record.kind == "ws" and key in self._books:
+        concerns_book = getattr(error, "concerns_book", True)
+        if record.kind == "ws" and concerns_book and key in self._books:
             self._books[key].synchroniser.on_malformed(str(error), record.receive_time)
 
     def _row(self, connection: str, native: str, book: _Book) -> dict[str, Any]:

@@ -25,11 +25,15 @@ class MalformedFrameError(ValueError):
     """A frame or answer that is not what the venue's documentation says.
 
     `native_symbol` names the instrument when the frame at least told that much, else it is empty.
+    `concerns_book` is False when the frame is known to hold no change of a book.
     """
 
-    def __init__(self, message: str, native_symbol: str = "") -> None:
+    def __init__(
+        self, message: str, native_symbol: str = "", *, concerns_book: bool = True
+    ) -> None:
         super().__init__(message)
         self.native_symbol = native_symbol
+        self.concerns_book = concerns_book
 
 
 class BookDiff(Protocol):

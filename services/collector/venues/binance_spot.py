@@ -6,7 +6,7 @@ order book correctly".
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
 
@@ -29,6 +29,9 @@ from services.shared.decimals import InvalidDecimalError, canonical_decimal
 __all__ = ["BinanceSpot", "DepthUpdate"]
 
 _LEVELS = list[tuple[str, str]]
+# What does not fit the contracts' int64 and Timestamp is refused here, and nowhere behind.
+_Id: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+_Time: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=253_402_300_799_999_999)]
 _COMBINED = b'{"stream":"'
 _STREAMS = ("depth@100ms", "trade", "bookTicker")
 _STREAMS_PER_FRAME = 150
@@ -46,16 +49,20 @@ class DepthUpdate(msgspec.Struct, gc=False, frozen=True):
 
     native_symbol: str = msgspec.field(name="s")
     """Instrument."""
-    first: int = msgspec.field(name="U")
+    first: _Id = msgspec.field(name="U")
     """First update id in the event."""
-    last: int = msgspec.field(name="u")
+    last: _Id = msgspec.field(name="u")
     """Final update id in the event."""
     bids: _LEVELS = msgspec.field(name="b")
     """Changed bids."""
     asks: _LEVELS = msgspec.field(name="a")
     """Changed asks."""
-    event_time: int = msgspec.field(name="E", default=0)
+    event_time: _Time = msgspec.field(name="E", default=0)
     """Event time as sent, milliseconds or microseconds."""
+
+    def __post_init__(self) -> None:
+        if self.last < self.first:
+            raise ValueError(f"expected U <= u, got {self.first} and {self.last}")
 
     @property
     def previous(self) -> int:
@@ -70,21 +77,21 @@ class DepthUpdate(msgspec.Struct, gc=False, frozen=True):
 
 class _Trade(msgspec.Struct, gc=False, frozen=True):
     native_symbol: str = msgspec.field(name="s")
-    trade_id: int = msgspec.field(name="t")
+    trade_id: _Id = msgspec.field(name="t")
     price: str = msgspec.field(name="p")
     quantity: str = msgspec.field(name="q")
-    time: int = msgspec.field(name="T")
+    time: _Time = msgspec.field(name="T")
     buyer_is_maker: bool = msgspec.field(name="m")
 
 
 class _BookTicker(msgspec.Struct, gc=False, frozen=True):
     native_symbol: str = msgspec.field(name="s")
-    update_id: int = msgspec.field(name="u")
+    update_id: _Id = msgspec.field(name="u")
     bid_price: str = msgspec.field(name="b")
     bid_quantity: str = msgspec.field(name="B")
     ask_price: str = msgspec.field(name="a")
     ask_quantity: str = msgspec.field(name="A")
-    event_time: int = msgspec.field(name="E", default=0)
+    event_time: _Time = msgspec.field(name="E", default=0)
 
 
 class _DepthFrame(msgspec.Struct, gc=False, frozen=True):
@@ -100,16 +107,16 @@ class _BookTickerFrame(msgspec.Struct, gc=False, frozen=True):
 
 
 class _Snapshot(msgspec.Struct, gc=False, frozen=True):
-    last: int = msgspec.field(name="lastUpdateId")
+    last: _Id = msgspec.field(name="lastUpdateId")
     bids: _LEVELS
     asks: _LEVELS
 
 
 class _RestTrade(msgspec.Struct, gc=False, frozen=True, rename="camel"):
-    id: int
+    id: _Id
     price: str
     qty: str
-    time: int
+    time: _Time
     is_buyer_maker: bool
 
 
@@ -184,7 +191,7 @@ class BinanceSpot:
 
     def decode(self, frame: bytes | str) -> VenueMessage:
         """Decode a combined or raw stream frame, or the answer to a request."""
-        data = frame.encode() if isinstance(frame, str) else frame
+        data = frame.encode("utf-8", "surrogatepass") if isinstance(frame, str) else frame
         try:
             if data.startswith(_COMBINED):
                 # The stream's name tells the type before any JSON is read:
@@ -195,8 +202,11 @@ class BinanceSpot:
                     return decoder(data)
             return self._decode_slow(data)
         except _DECODE_ERRORS as error:
+            symbol, kind = self._stream_of(data)
             raise MalformedFrameError(
-                f"{self.exchange}: {error} in frame {data[:160]!r}", self._symbol_of(data)
+                f"{self.exchange}: {error} in frame {data[:160]!r}",
+                symbol,
+                concerns_book=not kind or kind.startswith("depth"),
             ) from error
 
     def _decode_slow(self, data: bytes) -> VenueMessage:
@@ -231,11 +241,13 @@ class BinanceSpot:
         raise MalformedFrameError(f"{self.exchange}: a frame of no known kind: {data[:160]!r}")
 
     @staticmethod
-    def _symbol_of(data: bytes) -> str:
+    def _stream_of(data: bytes) -> tuple[str, str]:
+        """Give the instrument and the kind of stream, as far as a damaged frame tells them."""
         if not data.startswith(_COMBINED):
-            return ""
-        name = data[len(_COMBINED) : data.find(b"@", len(_COMBINED), 80)]
-        return name.decode("ascii", "ignore").upper() if len(name) < 40 else ""
+            return "", ""
+        name, _, _ = data[len(_COMBINED) : len(_COMBINED) + 80].partition(b'"')
+        symbol, at, kind = name.decode("ascii", "ignore").partition("@")
+        return (symbol.upper(), kind) if at else ("", "")
 
     def subscribe_frames(
         self, native_symbols: Iterable[str], first_request_id: int

@@ -8,7 +8,7 @@ from services.collector.venues.base import VenueAdapter
 from services.collector.venues.binance_spot import BinanceSpot
 from services.shared.errors import InvalidArgument
 
-__all__ = ["adapter_for_exchange", "exchange_for_url", "exchanges"]
+__all__ = ["adapter_for_exchange", "exchange_for_url", "exchanges", "url_host"]
 
 _ADAPTERS: dict[str, Callable[[], VenueAdapter]] = {
     "binance": lambda: BinanceSpot("binance"),
@@ -37,7 +37,15 @@ def adapter_for_exchange(exchange: str) -> VenueAdapter:
         ) from None
 
 
+def url_host(url: str | None) -> str:
+    """Host of a URL; empty when it names none or is not a URL."""
+    try:
+        return urlsplit(url or "").hostname or ""
+    except ValueError:
+        return ""
+
+
 def exchange_for_url(url: str | None) -> str | None:
     """Venue id of a WebSocket or REST URL, None when no adapter speaks that venue's protocol."""
-    host = urlsplit(url or "").hostname or ""
+    host = url_host(url)
     return next((exchange for pattern, exchange in _HOSTS if pattern.fullmatch(host)), None)
