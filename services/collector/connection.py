@@ -9,8 +9,9 @@ from typing import Protocol
 
 import structlog
 from marketprism.collector.v1 import collector_service_pb2 as pb
+from marketprism.collector.v1 import integrity_event_pb2 as integrity
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import WebSocketException
+from websockets.exceptions import ConnectionClosed, WebSocketException
 
 from services.collector.settings import ExchangeSettings
 from services.collector.venues.base import VenueAdapter
@@ -19,6 +20,7 @@ __all__ = ["ConnectionHandler", "VenueConnectionTask", "backoff"]
 
 _MAX_FRAME = 16 * 1024 * 1024
 _HEALTHY_SECONDS = 30.0
+_NETWORK = integrity.INTEGRITY_CAUSE_NETWORK
 
 
 class ConnectionHandler(Protocol):
@@ -45,12 +47,16 @@ class ConnectionHandler(Protocol):
 class _RestartError(Exception):
     """We end the connection ourselves, to open it again."""
 
+    def __init__(self, reason: str, cause: "integrity.IntegrityCause.ValueType") -> None:
+        super().__init__(reason)
+        self.cause = cause
+
 
 class VenueConnectionTask:
     """Keeps one connection for a fixed set of instruments until its task is cancelled.
 
     Public attributes tell its state: `state`, `state_time`, `frames`, `malformed`, `reconnects`,
-    `last_frame_time` (nanoseconds), `last_error`.
+    `last_frame_time` (nanoseconds), `last_error` and `last_cause`, why it ended last.
     """
 
     def __init__(
@@ -72,6 +78,7 @@ class VenueConnectionTask:
         self.reconnects = 0
         self.last_frame_time = 0
         self.last_error = ""
+        self.last_cause: integrity.IntegrityCause.ValueType = integrity.INTEGRITY_CAUSE_UNSPECIFIED
         self._adapter = adapter
         self._settings = settings
         self._handler = handler
@@ -89,6 +96,7 @@ class VenueConnectionTask:
                 await self._session()
             except (OSError, TimeoutError, WebSocketException, _RestartError) as error:
                 self.last_error = _describe(error)
+                self.last_cause = _cause(error)
             was_open = self.state == pb.CONNECTION_STATE_CONNECTED
             self._set_state(pb.CONNECTION_STATE_BACKOFF)
             self.subscriptions = 0
@@ -115,12 +123,15 @@ class VenueConnectionTask:
     def refuse(self, request_id: int | None, detail: str) -> None:
         """Take the venue's refusal: the connection is opened anew, with backoff."""
         if request_id is None or request_id in self._pending:
-            self.restart(f"the venue refused a subscription: {detail}")
+            self.restart(
+                f"the venue refused a subscription: {detail}",
+                integrity.INTEGRITY_CAUSE_VENUE_REFUSED,
+            )
 
-    def restart(self, reason: str) -> None:
+    def restart(self, reason: str, cause: "integrity.IntegrityCause.ValueType" = _NETWORK) -> None:
         """End the connection and open it again."""
         if self._restart is not None and not self._restart.done():
-            self._restart.set_exception(_RestartError(reason))
+            self._restart.set_exception(_RestartError(reason, cause))
 
     # Inside
 
@@ -165,7 +176,9 @@ class VenueConnectionTask:
                 for part in parts:
                     if not part.cancelled():
                         part.exception()
-                if not self._restart.done():
+                if self._restart.done():
+                    self._restart.exception()
+                else:
                     self._restart.cancel()
 
     async def _receive(self, socket: ClientConnection) -> None:
@@ -192,7 +205,8 @@ class VenueConnectionTask:
         if self._pending:
             raise _RestartError(
                 f"{len(self._pending)} subscription requests were not acknowledged in "
-                f"{self._settings.acknowledge_seconds:g} s"
+                f"{self._settings.acknowledge_seconds:g} s",
+                _NETWORK,
             )
 
     async def _watch(self) -> None:
@@ -201,7 +215,7 @@ class VenueConnectionTask:
             now = time.time_ns()
             silent = (now - self.last_frame_time) / 1e9
             if silent >= 2 * limit:
-                raise _RestartError(f"no frame for {silent:.1f} s")
+                raise _RestartError(f"no frame for {silent:.1f} s", _NETWORK)
             if silent >= limit:
                 self._handler.on_silent(self, silent, now)
             await asyncio.sleep(limit / 4)
@@ -214,6 +228,17 @@ class VenueConnectionTask:
 def _describe(error: BaseException) -> str:
     text = str(error)
     return f"{type(error).__name__.lstrip('_')}: {text}" if text else type(error).__name__
+
+
+def _cause(error: BaseException) -> "integrity.IntegrityCause.ValueType":
+    if isinstance(error, _RestartError):
+        return error.cause
+    if isinstance(error, ConnectionClosed):
+        if error.rcvd is not None:
+            return integrity.INTEGRITY_CAUSE_VENUE_CLOSED
+        if error.sent is not None and "ping" in error.sent.reason:
+            return integrity.INTEGRITY_CAUSE_HEARTBEAT_MISSED
+    return _NETWORK
 
 
 def backoff(settings: ExchangeSettings, attempt: int) -> float:

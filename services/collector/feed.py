@@ -22,6 +22,8 @@ from services.shared.publisher import Publisher
 __all__ = ["InstrumentFeed"]
 
 _TOP_CHECK_SECONDS = 1.0
+_STABLE_SECONDS = 10.0
+_MOST_RELAPSES = 5
 _TOPS_KEPT = 256
 _BOOK_KINDS = common_pb2.EVENT_KIND_ORDER_BOOK
 _TRADE_KIND = common_pb2.EVENT_KIND_TRADE
@@ -50,10 +52,10 @@ class InstrumentFeed:
         self.spec = spec
         self.connection_id = ""
         self.key = f"{spec.exchange}/{spec.symbol}"
-        self.snapshot_attempts = 0
         self.top_checks = 0
         self.top_mismatches = 0
         self.dropped_updates = 0
+        self.dropped_tops = 0
         self.rejected_trades = 0
         self.book = BookSynchroniser(
             spec.exchange, spec.symbol, adapter, self, policy, epoch_floor=epoch_floor
@@ -63,7 +65,6 @@ class InstrumentFeed:
         )
         self.trades.last_id = last_trade_id
         self.last_top: TopOfBook | None = None
-        self.last_top_time = 0
         self._publisher = publisher
         self._ledger = ledger
         self._fetch_snapshot = fetch_snapshot
@@ -79,8 +80,17 @@ class InstrumentFeed:
         self._messages = 0
         self._next_top_check = 0
         self._tops: dict[int, TopOfBook] | None = None
-        self._begun: str = ""
+        self._last_top_time = 0
+        self._ahead = (0, 0)
+        self._begun = ""
+        self._silent = ""
+        self._attempts = 0
+        self._relapses = 0
+        self._synced_at = 0
+        self._renumbered = 0
         self._reported_drops = 0
+        self._reported_tops = 0
+        self._unsent_since = 0
         self._first_rejected = 0
         self._last_rejected = 0
         self._reported_rejected = 0
@@ -104,7 +114,23 @@ class InstrumentFeed:
 
     def on_trade(self, trade: TradePrint, now: int) -> None:
         """Take a trade."""
-        self.trades.on_trade(trade, now)
+        tape = self.trades
+        before = tape.last_id
+        tape.on_trade(trade, now)
+        if tape.is_full and tape.missing is not None:
+            self.on_history(tape.missing[0], [], "too many trades came before an answer", now)
+        elif tape.renumbered != self._renumbered:
+            self._renumbered = tape.renumbered
+            self._ledger.record(
+                integrity.INTEGRITY_KIND_GAP,
+                integrity.INTEGRITY_CAUSE_VENUE_MAINTENANCE,
+                f"the venue's trade ids went back from {before} to {tape.last_id} and go on there",
+                exchange=self.spec.exchange,
+                symbol=self.spec.symbol,
+                now=now,
+                event_kind=_TRADE_KIND,
+                connection_id=self.connection_id,
+            )
 
     def on_top(self, top: TopOfBook, now: int) -> None:
         """Take a best bid and offer; one that is not newer than the last is dropped."""
@@ -112,7 +138,9 @@ class InstrumentFeed:
         if last is not None and top.venue_sequence <= last.venue_sequence:
             return
         self.last_top = top
-        self.last_top_time = now
+        self._last_top_time = now
+        if self._ahead[0] <= self.book.venue_sequence:
+            self._ahead = (top.venue_sequence, now)
         tops = self._tops
         if tops is not None:
             tops[top.venue_sequence] = top
@@ -125,34 +153,75 @@ class InstrumentFeed:
             droppable_key=self._top_key,
         )
 
-    def on_malformed(self, detail: str, now: int) -> None:
-        """Take note of a frame of this instrument that could not be read."""
-        self._record(integrity.INTEGRITY_KIND_MALFORMED_FRAME, pb.ORDER_BOOK_REASON_MALFORMED_FRAME,
-                     detail, now, count=1)  # fmt: skip
-        self.book.on_malformed(detail, now)
+    def on_malformed(self, detail: str, now: int, *, concerns_book: bool = True) -> None:
+        """Take note of a frame of this instrument that could not be read.
+
+        What a frame of another kind held is missed by the next id of its kind, where there is one.
+        """
+        if concerns_book:
+            self._record(
+                integrity.INTEGRITY_KIND_MALFORMED_FRAME,
+                pb.ORDER_BOOK_REASON_MALFORMED_FRAME,
+                detail,
+                now,
+                count=1,
+            )
+            self.book.on_malformed(detail, now)
+            return
+        self._ledger.record(
+            integrity.INTEGRITY_KIND_MALFORMED_FRAME,
+            integrity.INTEGRITY_CAUSE_UNDECODABLE,
+            detail,
+            exchange=self.spec.exchange,
+            symbol=self.spec.symbol,
+            now=now,
+            count=1,
+            connection_id=self.connection_id,
+        )
 
     def on_disconnected(self, detail: str, now: int) -> None:
         """Take note that the connection ended."""
         self.last_top = None
+        self._ahead = (0, 0)
         self._tops = None
         self.book.on_disconnected(detail, now)
 
     def lag_behind_top(self, now: int) -> float:
         """Seconds for which the book has been behind the venue's own best bid and offer."""
-        top = self.last_top
-        if top is None or top.venue_sequence <= self.book.venue_sequence:
+        top, sequence = self.last_top, self.book.venue_sequence
+        if top is None or top.venue_sequence <= sequence:
             return 0.0
-        return (now - self.last_top_time) / 1e9
+        # The first top that the book has not reached yet, when it is known, else the last.
+        since = self._ahead[1] if self._ahead[0] > sequence else self._last_top_time
+        return (now - since) / 1e9
 
     # Answers
 
-    def on_history(self, trades: list[TradePrint], detail: str, now: int) -> None:
-        """Take what the venue's history has of the missing trades; `detail` says why it is less."""
+    def next_attempt(self, now: int) -> int:
+        """Count a request for the venue's snapshot; gives how many came before it in a row.
+
+        A book that was in step but for a moment counts too, so that a feed full of holes does not
+        use up the request weight of all the others.
+        """
+        if self._synced_at:
+            stable = now - self._synced_at > _STABLE_SECONDS * 1e9
+            self._relapses = 0 if stable else min(self._relapses + 1, _MOST_RELAPSES)
+            self._synced_at = 0
+            self._attempts = self._relapses
+        attempt = self._attempts
+        self._attempts += 1
+        return attempt
+
+    def on_history(self, first: int, trades: list[TradePrint], detail: str, now: int) -> None:
+        """Take what the venue's history has of the trades missing from `first` on.
+
+        `detail` says why it is less than all. An answer about a hole that is closed is dropped.
+        """
         missing = self.trades.missing
-        if missing is None:
+        if missing is None or missing[0] != first:
             return
-        first, last = missing
-        found, lost = self.trades.fill(trades, now)
+        last = missing[1]
+        found, lost, first_lost, last_lost = self.trades.fill(trades, now)
         common = {
             "exchange": self.spec.exchange,
             "symbol": self.spec.symbol,
@@ -173,19 +242,30 @@ class InstrumentFeed:
                 integrity.INTEGRITY_KIND_GAP,
                 integrity.INTEGRITY_CAUSE_VENUE_SEQUENCE,
                 f"{lost} of the trades {first}..{last} are missing for good: {detail}",
-                first_missing_id=first,
-                last_missing_id=last,
+                first_missing_id=first_lost,
+                last_missing_id=last_lost,
                 count=lost,
                 **common,  # type: ignore[arg-type]
             )
 
     # The broker
 
+    def on_broker(self, connected: bool, now: int) -> None:
+        """Take note that the broker came or went."""
+        if not connected:
+            self._unsent_since = self._unsent_since or now
+        elif not self.book.muted:
+            self._unsent_since = 0
+
     def on_dropped(self, key: str, count: int) -> None:
         """Take note that the broker's buffer gave up what was unsent under a key of ours."""
+        if key != self.key:
+            self.dropped_tops += count
+            return
         self.dropped_updates += count
-        if key == self.key:
+        if not self.book.muted:
             self.book.mute()
+            self._unsent_since = self._unsent_since or self.book.receive_time
 
     def on_rejected(self, subject: str, message_id: str) -> None:
         """Take note that a trade found no room in the broker's buffer."""
@@ -196,31 +276,23 @@ class InstrumentFeed:
 
     def report_drops(self, now: int) -> None:
         """Write to the ledger what the buffer could not hold, once there is room again."""
-        count = self.dropped_updates - self._reported_drops
+        gone = self.dropped_updates + self.book.unpublished
+        count = gone - self._reported_drops
         if count:
-            self._reported_drops = self.dropped_updates
-            self._record(
-                integrity.INTEGRITY_KIND_DROPPED,
-                pb.ORDER_BOOK_REASON_BROKER_BACKPRESSURE,
-                "the broker was away for longer than the buffer lasts",
-                now,
-                count=count,
-            )
+            self._reported_drops = gone
+            self._record_drop(_BOOK_KINDS, count, now, begin=self._unsent_since, end=now)
+            self._unsent_since = 0
+        count = self.dropped_tops - self._reported_tops
+        if count:
+            self._reported_tops = self.dropped_tops
+            self._record_drop(common_pb2.EVENT_KIND_BEST_BID_OFFER, count, now)
         count = self.rejected_trades - self._reported_rejected
         if count:
             self._reported_rejected = self.rejected_trades
-            self._ledger.record(
-                integrity.INTEGRITY_KIND_DROPPED,
-                integrity.INTEGRITY_CAUSE_BROKER_BACKPRESSURE,
-                "the broker was away for longer than the buffer lasts",
-                exchange=self.spec.exchange,
-                symbol=self.spec.symbol,
-                now=now,
-                event_kind=_TRADE_KIND,
-                first_missing_id=self._first_rejected,
-                last_missing_id=self._last_rejected,
-                count=count,
-            )
+            self._record_drop(
+                _TRADE_KIND, count, now,
+                first_missing_id=self._first_rejected, last_missing_id=self._last_rejected,
+            )  # fmt: skip
             self._first_rejected = self._last_rejected = 0
 
     # BookOutput
@@ -252,7 +324,13 @@ class InstrumentFeed:
             droppable_key=self.key,
         )
         if status.state == pb.ORDER_BOOK_STATE_SYNCED:
-            self.snapshot_attempts = 0
+            self._synced_at = now
+            if self._silent:
+                self._record(
+                    integrity.INTEGRITY_KIND_SPEAKING, status.reason, status.detail, now,
+                    begin=now - status.outage_ms * 1_000_000, previous=self._silent,
+                )  # fmt: skip
+                self._silent = ""
             if self._begun:
                 self._record(
                     integrity.INTEGRITY_KIND_RESYNC_FINISHED, status.reason, status.detail, now,
@@ -260,13 +338,17 @@ class InstrumentFeed:
                 )  # fmt: skip
                 self._begun = ""
         elif status.state == pb.ORDER_BOOK_STATE_STALE:
-            self._record(integrity.INTEGRITY_KIND_SILENT, status.reason, status.detail, now)
+            self._silent = self._record(
+                integrity.INTEGRITY_KIND_SILENT, status.reason, status.detail, now
+            )
         elif not self._begun:
             if status.reason == pb.ORDER_BOOK_REASON_VENUE_GAP:
                 self._record(integrity.INTEGRITY_KIND_GAP, status.reason, status.detail, now)
             self._begun = self._record(
-                integrity.INTEGRITY_KIND_RESYNC_BEGUN, status.reason, status.detail, now
-            )
+                integrity.INTEGRITY_KIND_RESYNC_BEGUN, status.reason, status.detail, now,
+                previous=self._silent,
+            )  # fmt: skip
+            self._silent = ""
 
     def request_snapshot(self, reason: "pb.OrderBookReason.ValueType") -> None:
         """Fetch the venue's snapshot."""
@@ -292,6 +374,21 @@ class InstrumentFeed:
                 f"the book's is {tuple(bid)} / {tuple(ask)}",
                 now,
             )
+
+    def _record_drop(
+        self, kind: "common_pb2.EventKind.ValueType", count: int, now: int, **more: int
+    ) -> None:
+        self._ledger.record(
+            integrity.INTEGRITY_KIND_DROPPED,
+            integrity.INTEGRITY_CAUSE_BROKER_BACKPRESSURE,
+            "the broker was away for longer than the buffer lasts",
+            exchange=self.spec.exchange,
+            symbol=self.spec.symbol,
+            now=now,
+            event_kind=kind,
+            count=count,
+            **more,  # type: ignore[arg-type]
+        )
 
     def _record(
         self,

@@ -181,7 +181,9 @@ class CollectorService(BaseService):
                 now=now,
             )
             for feed in venue.feeds.values():
-                feed.book.on_silence("the collector stopped", now)
+                feed.book.on_silence(
+                    "the collector stopped", now, book_pb.ORDER_BOOK_REASON_COLLECTOR_SILENT
+                )
         if self.publisher.status.connected and not await self.publisher.drain(_DRAIN_SECONDS):
             self.log.warning("not everything could be stored", left=self.publisher.status.in_flight)
         await self.publisher.stop()
@@ -204,6 +206,10 @@ class CollectorService(BaseService):
             self.log.info("broker connected", detail=detail)
         else:
             self.log.warning("broker lost; events are buffered", detail=detail)
+        now = time.time_ns()
+        for venue in self.venues:
+            for feed in venue.feeds.values():
+                feed.on_broker(connected, now)
 
     def _on_dropped(self, key: str, count: int) -> None:
         feed = self._feed(*key.removeprefix("top:").split("/", 1))

@@ -29,6 +29,9 @@ _SYNCED = pb.ORDER_BOOK_STATE_SYNCED
 _RESYNCING = pb.ORDER_BOOK_STATE_RESYNCING
 _STALE = pb.ORDER_BOOK_STATE_STALE
 
+# Diffs in a row that lie behind the book: a snapshot a little ahead of the stream explains some.
+_MOST_BEHIND = 100
+
 
 class BookOutput(Protocol):
     """Where a book's messages go. Calls come in the order that subscribers must see."""
@@ -89,7 +92,7 @@ class BookSynchroniser:
     Times are nanoseconds since 1970, taken by the caller at the socket read. Counters are public
     and only grow: `frames` (diffs received), `applied`, `duplicates` (diffs already contained),
     `gaps` (breaks of the venue's sequence), `resyncs` (rebuilds after having been in step),
-    `malformed`.
+    `malformed`, `unpublished` (updates applied while muted).
     """
 
     def __init__(
@@ -119,6 +122,7 @@ class BookSynchroniser:
         self.gaps = 0
         self.resyncs = 0
         self.malformed = 0
+        self.unpublished = 0
         self.muted = False
         self._adapter = adapter
         self._output = output
@@ -130,11 +134,16 @@ class BookSynchroniser:
         self._updates_since_snapshot = 0
         self._snapshot_time = 0
         self._waiting = False
+        self._behind = 0
 
     # What comes in
 
     def begin(self, now: int) -> None:
-        """Start synchronising: the diffs of this instrument flow from now on."""
+        """Start synchronising: the diffs of this instrument flow from now on.
+
+        Whatever was asked for before belongs to another connection and will not be answered.
+        """
+        self._waiting = False
         if self._out_of_step_since == 0:
             self._out_of_step_since = now
         if self.state == _SYNCING and self.epoch == 0:
@@ -144,23 +153,35 @@ class BookSynchroniser:
     def on_diff(self, diff: BookDiff, receive_time: int) -> None:
         """Take the next diff as it was received."""
         self.frames += 1
-        if self.state != _SYNCED:
-            if self.state == _STALE:
-                self._recover_from_stale(diff, receive_time)
+        state = self.state
+        if state == _SYNCED:
+            # By far the most frequent case first.
+            if diff.previous == self.venue_sequence:
+                self._apply(diff, receive_time)
                 return
+        elif state != _STALE:
             self._buffer.append((diff, receive_time))
             return
-        if diff.previous == self.venue_sequence:
-            self._apply(diff, receive_time)
-        elif self.sequence == 0 and self._adapter.bridges(diff, self.venue_sequence):
-            # The snapshot came ahead of every buffered diff; this is the first to continue it.
+        if self._continues(diff):
+            if state == _STALE:
+                self._transition(_SYNCED, pb.ORDER_BOOK_REASON_SYNCHRONISED, "", receive_time)
             self._apply(diff, receive_time)
         elif diff.last <= self.venue_sequence:
             self.duplicates += 1
+            self._behind += 1
+            if self._behind > _MOST_BEHIND:
+                self._lose(
+                    pb.ORDER_BOOK_REASON_VENUE_RESET,
+                    f"{self._behind} diffs in a row lie behind {self.venue_sequence}, "
+                    f"the last is {diff.first}..{diff.last}",
+                    receive_time,
+                )
+                self._buffer.append((diff, receive_time))
         else:
             self.gaps += 1
+            silence = "after silence: " if state == _STALE else ""
             detail = (
-                f"expected a diff that continues {self.venue_sequence}, "
+                f"{silence}expected a diff that continues {self.venue_sequence}, "
                 f"got {diff.first}..{diff.last} that continues {diff.previous}"
             )
             self._lose(pb.ORDER_BOOK_REASON_VENUE_GAP, detail, receive_time)
@@ -228,10 +249,15 @@ class BookSynchroniser:
             self._transition(_RESYNCING, pb.ORDER_BOOK_REASON_VENUE_DISCONNECTED, detail, now)
             self.resyncs += 1
 
-    def on_silence(self, detail: str, now: int) -> None:
-        """Note that the feed is silent for longer than it should be."""
+    def on_silence(
+        self,
+        detail: str,
+        now: int,
+        reason: "pb.OrderBookReason.ValueType" = pb.ORDER_BOOK_REASON_FEED_SILENT,
+    ) -> None:
+        """Note that nothing tells any more whether the venue's book is still this one."""
         if self.state == _SYNCED:
-            self._transition(_STALE, pb.ORDER_BOOK_REASON_FEED_SILENT, detail, now)
+            self._transition(_STALE, reason, detail, now)
 
     def rebuild(self, reason: "pb.OrderBookReason.ValueType", detail: str, now: int) -> None:
         """Give the book up and build it again from a fresh snapshot."""
@@ -294,6 +320,12 @@ class BookSynchroniser:
 
     # Inside
 
+    def _continues(self, diff: BookDiff) -> bool:
+        if diff.previous == self.venue_sequence:
+            return True
+        # A snapshot that came ahead of every buffered diff: this is the first to continue it.
+        return self.sequence == 0 and self._adapter.bridges(diff, self.venue_sequence)
+
     def _apply(self, diff: BookDiff, receive_time: int) -> None:
         try:
             levels = self.book.apply(diff.bids, diff.asks)
@@ -301,12 +333,14 @@ class BookSynchroniser:
             self.on_malformed(str(error), receive_time)
             return
         self.applied += 1
+        self._behind = 0
         self.sequence = sequence = self.sequence + 1
         previous = self.venue_sequence
         self.venue_sequence = last = diff.last
         self.exchange_time = exchange_time = diff.exchange_time
         self.receive_time = receive_time
         if self.muted:
+            self.unpublished += 1
             return
         self._output.publish_update(
             self._encoder.update(
@@ -325,6 +359,7 @@ class BookSynchroniser:
         # keeps it growing when a clock is set back.
         self.epoch = max(self.epoch + 1, self._epoch_floor + 1, now // 1000)
         self.sequence = 0
+        self._behind = 0
         self._encoder.begin_epoch(self.epoch)
         self.state = _SYNCED
         self.reason = pb.ORDER_BOOK_REASON_SYNCHRONISED
@@ -333,20 +368,6 @@ class BookSynchroniser:
         self._publish_snapshot(pb.SNAPSHOT_REASON_EPOCH_START, now)
         if not self.muted:
             self._output.publish_status(self.status(now, outage_ns=max(outage, 0)))
-
-    def _recover_from_stale(self, diff: BookDiff, receive_time: int) -> None:
-        if diff.previous == self.venue_sequence:
-            self._transition(_SYNCED, pb.ORDER_BOOK_REASON_SYNCHRONISED, "", receive_time)
-        else:
-            self.gaps += 1
-            self._lose(
-                pb.ORDER_BOOK_REASON_VENUE_GAP,
-                f"after silence: expected a diff that continues {self.venue_sequence}, "
-                f"got {diff.first}..{diff.last}",
-                receive_time,
-            )
-        self.frames -= 1
-        self.on_diff(diff, receive_time)
 
     def _lose(self, reason: "pb.OrderBookReason.ValueType", detail: str, now: int) -> None:
         if self.state in (_SYNCED, _STALE):

@@ -1,29 +1,46 @@
 """The trades of one instrument: each once, in the venue's order, holes noticed and filled."""
 
-from collections import deque
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from marketprism.market.v1 import common_pb2
 
 from services.collector.encoding import TradeEncoder
 from services.collector.venues.base import TradePrint
 
-__all__ = ["TradeTape"]
+__all__ = ["Filled", "TradeTape"]
 
 _BUY = common_pb2.SIDE_BUY
 _SELL = common_pb2.SIDE_SELL
+# Old ids that continue each other so many times are a new numbering, not repetitions.
+_NEW_NUMBERING = 50
+
+
+class Filled(NamedTuple):
+    """What became of a hole."""
+
+    found: int
+    """Trades that the venue's history had."""
+    lost: int
+    """Trades that stay missing."""
+    first_lost: int
+    """The first of them, 0 when there is none."""
+    last_lost: int
+    """The last of them, 0 when there is none."""
 
 
 class TradeTape:
     """Publishes trades in the order of their ids.
 
     Trade ids of one instrument are contiguous. When one is skipped, the trades that follow are
-    held (at most `max_held`) while `request_history(first, last)` fetches the missing ones;
-    `fill` then publishes what was found, marked as backfilled, and what was held. A trade that was
+    held while `request_history(first, last)` fetches the missing ones; `fill` then publishes what
+    was found, marked as backfilled, and what was held. Who calls `on_trade` looks at `is_full`
+    afterwards, and fills without a history when more than `max_held` are held. A trade that was
     published before is dropped. `publish(payload, trade_id)` takes the encoded message.
 
     `last_id` is the highest id published; the caller sets it to the last one stored by an earlier
-    process, so that what was traded in between is a hole like any other.
+    process, so that what was traded in between is a hole like any other. A venue that numbers anew
+    is followed after 50 such trades in a row, which `renumbered` counts.
     """
 
     def __init__(
@@ -39,63 +56,100 @@ class TradeTape:
         self.duplicates = 0
         self.missed = 0
         self.backfilled = 0
+        self.renumbered = 0
         self._encoder = TradeEncoder(exchange, symbol)
         self._publish = publish
         self._request_history = request_history
         self._max_held = max_held
-        self._held: deque[tuple[TradePrint, int]] = deque()
+        self._held: list[tuple[TradePrint, int]] = []
+        self._late: dict[int, tuple[TradePrint, int]] = {}
         self._missing: tuple[int, int] | None = None
+        self._behind: list[tuple[TradePrint, int]] = []
 
     @property
     def missing(self) -> tuple[int, int] | None:
         """First and last id that are being fetched, None when there is no hole."""
         return self._missing
 
+    @property
+    def is_full(self) -> bool:
+        """Whether no more trades should be held."""
+        return len(self._held) + len(self._late) > self._max_held
+
     def on_trade(self, trade: TradePrint, receive_time: int) -> None:
         """Take a trade of the live feed."""
         self.received += 1
+        number = trade.trade_id
         if self._missing is not None:
-            self._held.append((trade, receive_time))
-            if len(self._held) >= self._max_held:
-                self.fill((), receive_time)
-            return
-        if trade.trade_id == self.last_id + 1 or self.last_id == 0:
+            self._hold(trade, receive_time, *self._missing)
+        elif number == self.last_id + 1 or self.last_id == 0:
+            if self._behind:
+                self._behind = []
             self._emit(trade, receive_time, backfilled=False)
-        elif trade.trade_id <= self.last_id:
+        elif number <= self.last_id:
             self.duplicates += 1
+            self._look_back(trade, receive_time)
         else:
-            self._missing = (self.last_id + 1, trade.trade_id - 1)
+            self._missing = (self.last_id + 1, number - 1)
             self._held.append((trade, receive_time))
             self._request_history(*self._missing)
 
-    def fill(self, history: Iterable[TradePrint], receive_time: int) -> tuple[int, int]:
-        """Close the hole with what the venue's history had, oldest first.
-
-        Returns how many of the missing trades were found and how many stay missing.
-        """
+    def fill(self, history: Iterable[TradePrint], receive_time: int) -> Filled:
+        """Close the hole with what the venue's history had, and what came late."""
         if self._missing is None:
-            return 0, 0
+            return Filled(0, 0, 0, 0)
         first, last = self._missing
         self._missing = None
+        late, self._late = self._late, {}
+        past = {trade.trade_id: trade for trade in history if first <= trade.trade_id <= last}
         found = 0
-        for trade in history:
-            if first <= trade.trade_id <= last and trade.trade_id > self.last_id:
-                self._emit(trade, receive_time, backfilled=True)
+        holes: list[int] = []
+        expected = first
+        for number in sorted(past.keys() | late.keys()):
+            if number != expected:
+                holes += (expected, number - 1)
+            expected = number + 1
+            if number in late:
+                self._emit(*late[number], backfilled=False)
+            else:
+                self._emit(past[number], receive_time, backfilled=True)
                 found += 1
-        lost = last - first + 1 - found
+        if expected <= last:
+            holes += (expected, last)
+        lost = last - first + 1 - found - len(late)
         self.backfilled += found
         self.missed += lost
         self.last_id = last
-        held, self._held = self._held, deque()
-        while held:
-            trade, received = held.popleft()
+        held, self._held = self._held, []
+        for trade, received in held:
+            # `received` counted these when they came; a hole among them holds the rest again.
             self.received -= 1
             self.on_trade(trade, received)
-            if self._missing is not None:
-                # Another hole among the held ones: the rest waits for that one.
-                self._held.extend(held)
-                break
-        return found, lost
+        return Filled(found, lost, *((holes[0], holes[-1]) if holes else (0, 0)))
+
+    def _hold(self, trade: TradePrint, receive_time: int, first: int, last: int) -> None:
+        number = trade.trade_id
+        if number > last:
+            self._held.append((trade, receive_time))
+        elif number < first or number in self._late:
+            self.duplicates += 1
+        else:
+            self._late[number] = (trade, receive_time)
+            if len(self._late) == last - first + 1:
+                # It was only out of order.
+                self.fill((), receive_time)
+
+    def _look_back(self, trade: TradePrint, receive_time: int) -> None:
+        behind = self._behind
+        if behind and trade.trade_id != behind[-1][0].trade_id + 1:
+            behind.clear()
+        behind.append((trade, receive_time))
+        if len(behind) >= _NEW_NUMBERING:
+            self._behind = []
+            self.renumbered += 1
+            self.duplicates -= len(behind)
+            for each, received in behind:
+                self._emit(each, received, backfilled=False)
 
     def _emit(self, trade: TradePrint, receive_time: int, *, backfilled: bool) -> None:
         self.last_id = trade.trade_id

@@ -37,6 +37,7 @@ __all__ = ["Venue"]
 
 _INSTRUMENT_REFRESH = 3600.0
 _FLOORS_AT_ONCE = 32
+_HISTORY_ATTEMPTS = 6
 
 
 class Venue:
@@ -306,7 +307,10 @@ class Venue:
             self._log.warning("the venue refused", code=message.code, reason=message.message)
             connection.refuse(message.request_id, f"{message.code} {message.message}")
         elif isinstance(message, Goodbye):
-            connection.restart(f"the venue ends the connection: {message.message}")
+            connection.restart(
+                f"the venue ends the connection: {message.message}",
+                integrity.INTEGRITY_CAUSE_VENUE_MAINTENANCE,
+            )
         elif isinstance(message, Ignored):
             self._unexpected += 1
         else:
@@ -331,7 +335,7 @@ class Venue:
         """Tell the ledger and every book that nothing continues it."""
         event = self._ledger.record(
             integrity.INTEGRITY_KIND_DISCONNECTED,
-            integrity.INTEGRITY_CAUSE_VENUE_CLOSED,
+            connection.last_cause,
             detail,
             exchange=self.exchange,
             now=now,
@@ -353,7 +357,7 @@ class Venue:
         feed = self.feeds.get(error.native_symbol)
         self._log.warning("malformed frame", connection=connection.connection_id, error=str(error))
         if feed is not None:
-            feed.on_malformed(str(error), now)
+            feed.on_malformed(str(error), now, concerns_book=error.concerns_book)
         else:
             # Whose frame it was cannot be told; what it held is missed by the next id of its kind.
             self._ledger.record(
@@ -373,8 +377,7 @@ class Venue:
         if name not in self._subscribed:
             # Asked for again when its diffs flow.
             return
-        attempt = feed.snapshot_attempts
-        feed.snapshot_attempts += 1
+        attempt = feed.next_attempt(time.time_ns())
         task = self._spawn(self._snapshot(feed, attempt), f"snapshot of {feed.spec.symbol}")
         self._fetching[name] = task
 
@@ -410,8 +413,10 @@ class Venue:
     async def _trades(self, feed: InstrumentFeed, first: int, last: int) -> None:
         name = feed.spec.native_symbol
         request = self._adapter.trades_request(name, first, last - first + 1)
+        received = 0
         detail = ""
-        for attempt in range(4):
+        trades: list[TradePrint] = []
+        for attempt in range(_HISTORY_ATTEMPTS):
             if attempt:
                 await asyncio.sleep(backoff(self.settings, attempt - 1))
             try:
@@ -420,12 +425,12 @@ class Venue:
             except (RestError, MalformedFrameError) as error:
                 detail = str(error)
                 continue
-            feed.on_history(
-                trades, f"the venue's history begins at {trades[0].trade_id}" if trades else
-                "the venue's history is empty", received,
-            )  # fmt: skip
-            return
-        feed.on_history([], detail, time.time_ns())
+            if trades and trades[-1].trade_id >= last:
+                detail = f"the venue's history begins at {trades[0].trade_id}"
+                break
+            # REST may be a little behind the stream that showed the hole.
+            detail = "the venue's history does not reach so far"
+        feed.on_history(first, trades, detail, received or time.time_ns())
 
     # What is told
 
