@@ -19,6 +19,7 @@ from rich.live import Live
 from services.cli.book_keeper import BookKeeper
 from services.cli.book_view import BookView, Rate, latency_text, now_clock, plain_line
 from services.cli.client import connect
+from services.cli.console import wide_console
 from services.cli.follow import Link, follow_book, follow_trades
 
 __all__ = ["print_book", "print_trades", "watch_book"]
@@ -46,7 +47,7 @@ async def print_book(
     keeper.apply(event_pb.MarketEvent(order_book_status=answer.status))
     view = BookView(exchange, symbol, depth)
     age = f"{answer.age_ms} ms since the last change"
-    Console(highlight=False).print(view.render(keeper, Link(connected=True), 0.0, age))
+    wide_console().print(view.render(keeper, Link(connected=True), 0.0, age))
 
 
 async def watch_book(address: str, exchange: str, symbol: str, depth: int) -> None:
@@ -80,8 +81,8 @@ async def _show(keeper: BookKeeper, link: Link, view: BookView, lag: Callable[[]
     rate = Rate()
     if not sys.stdout.isatty():
         while True:
-            speed = rate.at(time.monotonic(), keeper.counts["updates"])
             if link.connected or link.reconnects:
+                speed = rate.at(time.monotonic(), keeper.counts["updates"])
                 print(plain_line(keeper, link, speed, now_clock(), lag()), flush=True)
             await asyncio.sleep(_PLAIN_SECONDS if link.connected else 0.1)
     console = Console(highlight=False)

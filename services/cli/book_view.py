@@ -39,7 +39,7 @@ def spread_text(bid: Level | None, ask: Level | None) -> str:
         return "one side is empty"
     spread = ask.price - bid.price
     middle = (ask.price + bid.price) / 2
-    points = f" ({spread / middle * 10_000:.2f} bp)" if middle > 0 else ""
+    points = f" ({float(spread / middle) * 10_000:.3g} bp)" if middle > 0 else ""
     crossed = "  CROSSED" if spread <= 0 else ""
     return f"spread {spread:f}{points}{crossed}"
 

@@ -34,7 +34,7 @@ __all__ = ["MeshOptions", "MeshPlan", "Mode", "check_ports", "make_plan"]
 Mode = Literal["microservice", "full"]
 """One process a service, or all of them in one."""
 
-ALL_IN_ONE = "services"
+ALL_IN_ONE = "mesh"
 """Name of the one process of full mode."""
 
 

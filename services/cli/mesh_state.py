@@ -26,7 +26,7 @@ class ChildRecord:
     """One process that the supervisor runs."""
 
     name: str
-    """`collector`, `simulator`, or `services` when one process runs all of them."""
+    """`collector`, `simulator`, or `mesh` when one process runs all services."""
 
     services: tuple[str, ...]
     """Services of the mesh inside it."""

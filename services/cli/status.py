@@ -15,11 +15,11 @@ import psutil
 from marketprism.market.v1 import market_data_service_pb2 as pb
 from marketprism.market.v1 import market_data_service_pb2_grpc as pb_grpc
 from marketprism.market.v1 import order_book_pb2 as book_pb
-from rich.console import Console
 from rich.table import Table
 
 from services.cli.book_keeper import state_name
 from services.cli.client import connect, mesh_record, reachable
+from services.cli.console import wide_console
 from services.cli.mesh_state import MeshRecord
 from services.shared.errors import from_rpc_error
 from services.shared.registration import LocalRegistrar, Registration
@@ -168,7 +168,7 @@ async def collect_status(data_dir: Path, address: str | None = None) -> MeshStat
 
 def print_status(status: MeshStatus) -> None:
     """Print it for a person."""
-    console = Console(highlight=False)
+    console = wide_console()
     if not status.services:
         console.print(
             f"no mesh runs on {status.data_dir}: start one with `marketprism up`, or name its "
@@ -177,11 +177,11 @@ def print_status(status: MeshStatus) -> None:
         )
     else:
         console.print(_head(status), soft_wrap=True)
-        console.print(_service_table(status.services), soft_wrap=not console.is_terminal)
+        console.print(_service_table(status.services))
     if status.books:
         in_step = sum(book.state == "SYNCED" for book in status.books)
         console.print(f"\nbooks: {in_step} of {len(status.books)} in step")
-        console.print(_book_table(status.books), soft_wrap=not console.is_terminal)
+        console.print(_book_table(status.books))
     for problem in status.problems:
         console.print(problem, style="red", soft_wrap=True)
 

@@ -3,11 +3,14 @@
 import asyncio
 import os
 import sys
+import time
 from collections.abc import Awaitable, Callable
 
+import aiohttp
 import uvloop
 
 from services.cli import venue
+from services.cli.client import reachable
 from services.cli.mesh_plan import MeshOptions, MeshPlan, check_ports, make_plan
 from services.cli.mesh_state import DataDirLock
 from services.cli.panel import ready_panel
@@ -16,6 +19,9 @@ from services.cli.supervisor import Supervisor, SupervisorFacts
 from services.shared.errors import MarketPrismError, StartupError
 
 __all__ = ["run_mesh"]
+
+_BOOKS_SECONDS = 60.0
+_POLL_SECONDS = 0.25
 
 OnReady = Callable[[MeshPlan, Reporter, float, Callable[[], None]], Awaitable[None]]
 """What happens when a mesh is ready. Gets the plan, where to tell it, the seconds that the start
@@ -72,7 +78,8 @@ def _supervise(plan: MeshPlan, reporter: Reporter, on_ready: OnReady) -> int:
 async def tell_ready(
     plan: MeshPlan, reporter: Reporter, seconds: float, _stop: Callable[[], None]
 ) -> None:
-    """Show the panel with addresses and commands to try."""
+    """Show the panel with addresses and commands to try, then when the books are in step."""
+    began = time.monotonic() - seconds
     symbol = "BTC-USDT"
     if plan.options.simulated is not None:
         try:
@@ -92,3 +99,42 @@ async def tell_ready(
         data_dir=str(plan.configuration.mesh.data_dir),
         log_dir=str(reporter.log_dir),
     )
+    if "all" in plan.addresses:
+        await _tell_books(f"http://{reachable(plan.addresses['all'])}", reporter, began)
+
+
+async def _tell_books(gateway: str, reporter: Reporter, began: float) -> None:
+    """Wait for the first moment at which all books are in step, and tell it."""
+    # REST, because a process that starts others again and again had better not run gRPC.
+    url = f"{gateway}/api/v1/orderbook/status?page_size=1000"
+    total = in_step = 0
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5.0)) as session:
+        deadline = time.monotonic() + _BOOKS_SECONDS
+        while time.monotonic() < deadline:
+            states = await _book_states(session, url)
+            total, in_step = len(states), states.count("ORDER_BOOK_STATE_SYNCED")
+            if total and in_step == total:
+                seconds = time.monotonic() - began
+                reporter.say(
+                    f"{total} books are in step after {seconds:.1f} s",
+                    books=total,
+                    seconds=round(seconds, 3),
+                )
+                return
+            await asyncio.sleep(_POLL_SECONDS)
+    reporter.say(
+        f"{in_step} of {total} books are in step after {_BOOKS_SECONDS:g} s; `marketprism status` "
+        "tells why not all",
+        books=total,
+        in_step=in_step,
+    )
+
+
+async def _book_states(session: aiohttp.ClientSession, url: str) -> list[str]:
+    try:
+        async with session.get(url) as answer:
+            body = await answer.json()
+        return [str(status["state"]) for status in body["data"]["statuses"]]
+    except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError):
+        # A moment later it may answer; what is wrong is told by whoever does not.
+        return []

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from services.cli.console import wide_console
 from services.cli.failures import EXIT_FAILURE, EXIT_USAGE
 from services.collector.verify import CaptureReport, verify_capture
 from services.shared.errors import MarketPrismError
@@ -88,9 +88,7 @@ def _print_table(rows: Iterable[dict[str, Any]]) -> None:
         style = "" if row["state"] == "SYNCED" else "bold red"
         cells = ["" if row[column] is None else str(row[column]) for column in _COLUMNS]
         table.add_row(*cells, style=style)
-    # A pipe has no width: whoever reads it wants whole cells.
-    console = Console(highlight=False)
-    Console(highlight=False, width=console.width if console.is_terminal else 240).print(table)
+    wide_console().print(table)
 
 
 class _Progress:

@@ -44,7 +44,7 @@ def test_live_symbols_are_an_override_only_when_they_are_given(tmp_path: Path) -
 
 def test_full_mode_is_one_process_that_holds_all_services(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, mode="full", simulated=VenueOptions())
-    assert [part.name for part in plan.parts] == ["simulator", "services"]
+    assert [part.name for part in plan.parts] == ["simulator", "mesh"]
     names = tuple(service.name for service in MESH)
     assert plan.parts[1].services == names
     assert tuple(plan.parts[1].command[-len(names) :]) == names
