@@ -190,7 +190,8 @@ class Outbox:
     def _add_keyed_by_force(self, entry: Entry, key: Key) -> bool:
         dropped: list[tuple[str, int]] = []
         generation = key.generation
-        while not (self._has_room(entry) and self._has_keyed_room(entry)):
+        ever = entry.size <= min(self._keyed_bytes_limit, self._limits.bytes)
+        while ever and not (self._has_room(entry) and self._has_keyed_room(entry)):
             largest = self._drop_largest()
             if largest is None:
                 break
