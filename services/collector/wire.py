@@ -59,7 +59,7 @@ def timestamp_field(tag: bytes, nanoseconds: int, _seconds: dict[int, bytes] = {
     if head is None:
         if len(_seconds) > 64:
             _seconds.clear()
-        head = _seconds[second] = b"\x08" + varint(second)
+        head = _seconds[second] = b"\x08" + varint(second) if second else b""
     millis, rest = divmod(nanos, 1_000_000)
     if rest == 0:
         body = head + _NANOS_OF_MILLIS[millis]
