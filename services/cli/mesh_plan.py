@@ -1,12 +1,13 @@
 """Works out from options and configuration what runs: processes, ports, addresses."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from services.cli import venue
+from services.cli.health import explain_health
 from services.cli.parts import (
     SIMULATOR,
     Configuration,
@@ -210,6 +211,7 @@ def _parts(plan: MeshPlan) -> list[Part]:
                 name=ALL_IN_ONE,
                 command=[sys.executable, "-P", "-m", "services.cli.full_mesh", *names],
                 ready=_AllReady([_health_url(plan, name) for name in names]),
+                explain=_explainer([_health_url(plan, name) for name in names]),
                 services=names,
                 after=(SIMULATOR,),
                 ready_seconds=limit or sum(service.ready_seconds for service in plan.services),
@@ -223,6 +225,7 @@ def _parts(plan: MeshPlan) -> list[Part]:
             name=service.name,
             command=service.command,
             ready=_AllReady([_health_url(plan, service.name)]),
+            explain=_explainer([_health_url(plan, service.name)]),
             services=(service.name,),
             after=service.after,
             ready_seconds=limit or service.ready_seconds,
@@ -242,6 +245,14 @@ class _AllReady:
 
     async def __call__(self) -> bool:
         return all([await http_ready(url) for url in self._urls])
+
+
+def _explainer(urls: Sequence[str]) -> Callable[[], Awaitable[str]]:
+    async def explain() -> str:
+        told = [await explain_health(url) for url in urls]
+        return "; ".join(filter(None, told))
+
+    return explain
 
 
 def _health_url(plan: MeshPlan, name: str) -> str:

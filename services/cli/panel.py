@@ -1,16 +1,10 @@
 """The panel that `marketprism up` shows when everything is ready."""
 
-import io
-
-from rich.console import Console
-from rich.panel import Panel
-from rich.text import Text
-
 from services.cli.mesh_plan import MeshPlan
 
 __all__ = ["ready_panel"]
 
-_WIDTH = 118
+_BOLD, _CYAN, _PLAIN = "\x1b[1m", "\x1b[1;36m", "\x1b[0m"
 
 
 def ready_panel(plan: MeshPlan, seconds: float, symbol: str, *, colour: bool) -> str:
@@ -19,19 +13,14 @@ def ready_panel(plan: MeshPlan, seconds: float, symbol: str, *, colour: bool) ->
     `symbol` is the instrument that the commands name.
     """
     title = f"MarketPrism is ready after {seconds:.1f} s"
-    rows = [*_addresses(plan), ("", ""), *_commands(plan, symbol), ("", ""), *_places(plan)]
-    if not colour:
-        # A pipe or a log file gets lines that can be cut and pasted.
-        lines = [title, *(f"  {name:<9} {value}".rstrip() for name, value in rows)]
-        return "\n".join(lines)
-    text = Text()
-    for index, (name, value) in enumerate(rows):
-        text.append(f"{name:<9} ", style="bold cyan")
-        text.append(value + ("\n" if index < len(rows) - 1 else ""))
-    console = Console(file=io.StringIO(), force_terminal=True, width=_WIDTH)
-    with console.capture() as capture:
-        console.print(Panel(text, title=title, title_align="left", expand=False), soft_wrap=True)
-    return capture.get().rstrip("\n")
+    groups = [_addresses(plan), _commands(plan, symbol), _places(plan)]
+    # No frame: a command that is longer than the terminal is wide can still be copied whole.
+    bold, cyan, plain = (_BOLD, _CYAN, _PLAIN) if colour else ("", "", "")
+    lines = ["", f"{bold}{title}{plain}"]
+    for group in filter(None, groups):
+        lines += [f"  {cyan}{name:<9}{plain} {value}" for name, value in group]
+        lines.append("")
+    return "\n".join(lines)
 
 
 def _shown(address: str) -> str:

@@ -54,7 +54,7 @@ class Service:
     own_ports: _Uses
     """Ports beside its gRPC and HTTP ports: those of a child process it owns."""
 
-    ready_seconds: float = 30.0
+    ready_seconds: float = 60.0
     """Time it may take from its start until its `/health` answers."""
 
     @property

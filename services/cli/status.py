@@ -20,6 +20,7 @@ from rich.table import Table
 from services.cli.book_keeper import state_name
 from services.cli.client import connect, mesh_record, reachable
 from services.cli.console import wide_console
+from services.cli.health import health_detail
 from services.cli.mesh_state import MeshRecord
 from services.shared.errors import from_rpc_error
 from services.shared.registration import LocalRegistrar, Registration
@@ -182,6 +183,8 @@ def print_status(status: MeshStatus) -> None:
         in_step = sum(book.state == "SYNCED" for book in status.books)
         console.print(f"\nbooks: {in_step} of {len(status.books)} in step")
         console.print(_book_table(status.books))
+    elif status.services and not status.problems:
+        console.print("\nbooks: none yet")
     for problem in status.problems:
         console.print(problem, style="red", soft_wrap=True)
 
@@ -200,7 +203,7 @@ async def _ask(
         health = str(body["status"])
         uptime = float(body["uptime_seconds"])
         dependencies = dict(body["dependencies"])
-        detail = _detail(body)
+        detail = health_detail(body)
     except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError) as error:
         detail = f"/health does not answer: {type(error).__name__}"
     return ServiceRow(
@@ -214,16 +217,6 @@ async def _ask(
         detail=detail,
         dependencies=dependencies,
     )
-
-
-def _detail(body: Mapping[str, Any]) -> str:
-    told = [str(body["detail"])] if body.get("detail") else []
-    told += [
-        f"{name}: {each.get('detail') or each.get('status')}"
-        for name, each in body["dependencies"].items()
-        if each.get("status") != _HEALTHY
-    ]
-    return "; ".join(told)
 
 
 def _unregistered(record: MeshRecord | None, known: set[str]) -> list[ServiceRow]:

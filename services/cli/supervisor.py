@@ -25,6 +25,7 @@ __all__ = ["Part", "Supervisor", "SupervisorFacts"]
 _STOP_SECONDS = 9.0
 _LEAST_STOP_SECONDS = 0.5
 _TAIL_LINES = 12
+_TELL_SECONDS = 5.0
 _RESTART = RestartPolicy(never_after=frozenset({EXIT_CONFIG}))
 
 
@@ -49,6 +50,9 @@ class Part:
 
     ready_seconds: float = 30.0
     """Time from its start until it must be ready."""
+
+    explain: Callable[[], Awaitable[str]] | None = None
+    """Asks it what keeps it from being ready; an empty answer means that it does not tell."""
 
     told: str = ""
     """What it is, for the line that says that it starts: `NATS 4222, gRPC 50084`."""
@@ -97,6 +101,7 @@ class Supervisor:
         self._log = get_logger()
         self._children: dict[str, ChildProcess] = {}
         self._ready = {part.name: asyncio.Event() for part in parts}
+        self._waits_for: dict[str, str] = {}
         self._all_ready = False
         self._started = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
         self._stop_asked = asyncio.Event()
@@ -200,7 +205,11 @@ class Supervisor:
             )
             self._children[part.name] = child
             watch.append(asyncio.create_task(self._watch(child), name=f"watch {part.name}"))
-            await child.start()
+            waiting = asyncio.create_task(self._tell_waiting(part, began))
+            try:
+                await child.start()
+            finally:
+                waiting.cancel()
         except StartupError as error:
             raise self._part_failed(part, error) from error
         seconds = time.monotonic() - began
@@ -212,12 +221,27 @@ class Supervisor:
         )
         self._ready[part.name].set()
 
+    async def _tell_waiting(self, part: Part, began: float) -> None:
+        while True:
+            await asyncio.sleep(_TELL_SECONDS)
+            why = await part.explain() if part.explain is not None else ""
+            if why:
+                self._waits_for[part.name] = why
+            self._reporter.say(
+                f"  waiting for {part.name}, {time.monotonic() - began:.0f} s so far"
+                + (f": {why}" if why else ""),
+                part=part.name,
+            )
+
     def _part_failed(self, part: Part, error: StartupError) -> "_PartFailed":
         what = error.message.split("; its last output:")[0].split("; it wrote nothing")[0]
         child = self._children.get(part.name)
         lines = list(child.output)[-_TAIL_LINES:] if child is not None else []
         tail = "".join(f"\n  {self._reporter.readable(part.name, line)}" for line in lines)
         last_exit = child.last_exit if child is not None else None
+        why = self._waits_for.get(part.name)
+        if why and "was not ready" in what:
+            what += f" ({why})"
         return _PartFailed(
             what + (f"; its last lines:{tail}" if tail else ""), error.reason, last_exit
         )

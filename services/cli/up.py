@@ -21,7 +21,7 @@ from services.shared.errors import MarketPrismError, StartupError
 __all__ = ["run_mesh"]
 
 _BOOKS_SECONDS = 60.0
-_POLL_SECONDS = 0.25
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 
 OnReady = Callable[[MeshPlan, Reporter, float, Callable[[], None]], Awaitable[None]]
 """What happens when a mesh is ready. Gets the plan, where to tell it, the seconds that the start
@@ -108,6 +108,7 @@ async def _tell_books(gateway: str, reporter: Reporter, began: float) -> None:
     # REST, because a process that starts others again and again had better not run gRPC.
     url = f"{gateway}/api/v1/orderbook/status?page_size=1000"
     total = in_step = 0
+    pause = _FIRST_PAUSE
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5.0)) as session:
         deadline = time.monotonic() + _BOOKS_SECONDS
         while time.monotonic() < deadline:
@@ -121,7 +122,8 @@ async def _tell_books(gateway: str, reporter: Reporter, began: float) -> None:
                     seconds=round(seconds, 3),
                 )
                 return
-            await asyncio.sleep(_POLL_SECONDS)
+            await asyncio.sleep(pause)
+            pause = min(_LONGEST_PAUSE, pause * 1.5)
     reporter.say(
         f"{in_step} of {total} books are in step after {_BOOKS_SECONDS:g} s; `marketprism status` "
         "tells why not all",

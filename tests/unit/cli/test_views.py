@@ -87,7 +87,7 @@ def test_an_empty_book_can_be_shown() -> None:
 def test_a_pipe_gets_one_line_with_everything(keeper: BookKeeper) -> None:
     line = plain_line(keeper, Link(connected=True), 3.0, "10:11:12", "1.0 ms")
     assert line == (
-        "10:11:12 SYNCED epoch=3 sequence=7 bid=100.5x4 ask=100.7x2 spread 0.2 (19.88 bp) "
+        "10:11:12 SYNCED epoch=3 sequence=7 bid=100.5x4 ask=100.7x2 spread 0.2 (19.9 bp) "
         "updates/s=3.0 latency=1.0 ms"
     )
     assert "DISCONNECTED" in plain_line(keeper, Link(detail="gone"), 0.0, "", "")
