@@ -9,10 +9,12 @@ from services.broker.settings import BrokerSettings
 from services.broker.streams import StreamConflict, ensure_streams
 from services.shared.errors import MarketPrismError
 from services.shared.jetstream import Connection, ConnectionLost
+from services.shared.jetstream.api import api_request
 from services.shared.log import get_logger
 
 __all__ = ["StreamKeeper"]
 
+_CHECK_SECONDS = 2.0
 _BACKOFF = 0.1
 _BACKOFF_LIMIT = 2.0
 
@@ -57,10 +59,9 @@ class StreamKeeper:
         failures = 0
         try:
             while True:
-                if self._connection is not None and not self.problem:
-                    self._tell(await self._connection.closed)
-                    self._connection = None
                 try:
+                    if self._connection is not None and not self.problem:
+                        await self._watch(self._connection)
                     await self.connect()
                     failures = 0
                 except (MarketPrismError, TimeoutError) as error:
@@ -75,6 +76,18 @@ class StreamKeeper:
                     await asyncio.sleep(longest * random.uniform(0.5, 1.0))  # noqa: S311
         finally:
             self.close()
+
+    async def _watch(self, connection: Connection) -> None:
+        """Return when the connection is gone or JetStream stops answering on it."""
+        while not connection.is_closed:
+            await asyncio.wait({connection.closed}, timeout=_CHECK_SECONDS)
+            try:
+                if not connection.is_closed:
+                    await api_request(connection, "INFO", timeout=_CHECK_SECONDS)
+            except (MarketPrismError, TimeoutError) as error:
+                connection.close(f"JetStream does not answer: {error}".rstrip(": "))
+        self._tell(connection.closed.result())
+        self._log.warning("connection lost", reason=self.problem)
 
     def close(self) -> None:
         """End the connection."""

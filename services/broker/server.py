@@ -121,6 +121,7 @@ class NatsServer:
             f"  store_dir: {json.dumps(str(self._directory))}",
             f"  max_file_store: {settings.max_storage}",
             f"  max_memory_store: {settings.max_memory}",
+            f'  sync_interval: "{round(settings.sync_interval * 1000)}ms"',
             "}",
         ]
         return "\n".join(lines) + "\n"

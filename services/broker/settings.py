@@ -70,6 +70,10 @@ class ServerSettings(SettingsModel):
     max_memory: Size = Field(default=256 * 2**20, ge=0)
     """Most bytes of JetStream in memory."""
 
+    sync_interval: Seconds = Field(default=10.0, ge=0.1, le=3600)
+    """Time between two syncs of the store to the disk, seconds: what a failure of power or of the
+    operating system may lose. A server that is killed loses nothing."""
+
     ready_seconds: Seconds = Field(default=30.0, gt=0, le=600)
     """Time the server has to answer after a start, recovery of its store included, seconds."""
 

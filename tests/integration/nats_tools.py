@@ -152,6 +152,8 @@ class Relay:
                 if held and not self._flows.is_set():
                     self.held_bytes += len(data)
                     await self._flows.wait()
+                if writer.transport.is_closing():
+                    break
                 writer.write(data)
                 await writer.drain()
         writer.transport.abort()

@@ -403,3 +403,16 @@ async def test_a_refusal_of_jetstream_is_an_error_with_its_code(tmp_path: Path) 
         with pytest.raises(JetStreamError, match="stream not found") as caught:
             await call(nats.url, "STREAM.DELETE.X")
         assert caught.value.code == 10059
+
+
+async def test_a_server_that_hangs_is_unhealthy(broker: BrokerService) -> None:
+    assert broker.server is not None
+    pid = broker.server.child.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        await until(lambda: broker.health()[0] == 503, "the silence shows")
+        assert "JetStream does not answer" in str(broker.health()[1]["dependencies"]["nats"])
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    await until(lambda: broker.health()[0] == 200, "it is healthy again")

@@ -498,3 +498,19 @@ async def test_its_metrics_tell_what_became_of_messages(
     acknowledged = 'marketprism_publisher_messages_total{outcome="acknowledged",publisher="test"}'
     assert f"{acknowledged} 1.0" in text
     assert 'marketprism_publisher_connected{publisher="test"} 1.0' in text
+
+
+async def test_a_stream_without_batches_is_told_with_the_remedy(
+    nats: NatsServer, publishers: list[Publisher]
+) -> None:
+    await make_stream(nats.url, "TRADE", "market.trade.>", allow_batched=False)
+    publisher = await open_publisher(publishers, nats.url)
+    for number in range(50):
+        publisher.publish(TRADE.format("BTC"), b"x", f"t-{number}")
+    await until(
+        lambda: "set allow_batched on the stream" in publisher.status.last_error, "it is told"
+    )
+    config = (await call(nats.url, "STREAM.INFO.TRADE"))["config"]
+    await call(nats.url, "STREAM.UPDATE.TRADE", {**config, "allow_batched": True})
+    assert await publisher.drain(10)
+    assert_each_once_in_order(await read_all(nats.url, "TRADE"), 50)

@@ -31,6 +31,7 @@ _TAIL_MISSES = 5
 # The server forgets a batch that is silent for ten seconds.
 _BATCH_SILENCE = 2.0
 _MESSAGE_TOO_LARGE = {10054, 10097}
+_BATCHES_OFF = 10205
 _QUERIES_AT_ONCE = 64
 
 
@@ -193,6 +194,8 @@ class PublishSession:
         if error:
             code = int(error.get("err_code", 0))
             text = f"{error.get('description', 'refused')} (error {code})"
+            if code == _BATCHES_OFF:
+                text += ": set allow_batched on the stream"
             lane.refused.setdefault(number, (code, text))
             self._break(lane, f"stream {lane.stream}: {text}")
         elif answer.get("type") == "gap":
