@@ -217,9 +217,10 @@ class LiveBook:
             self._replace(snapshot, payload, begins=begins)
         # Else subscribers who are in step know all of it already.
         self._rebase(payload, snapshot.sequence)
+        self._gap = ""
         if self._synced_is_implied and snapshot.reason == _S.SNAPSHOT_REASON_PERIODIC:
             self._imply_synced()
-        self._end_gap()
+        self._refresh()
 
     def on_status(self, payload: bytes) -> None:
         """Take an encoded OrderBookStatus; never raises for what it holds."""
