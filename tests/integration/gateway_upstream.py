@@ -61,6 +61,9 @@ class MarketData(BaseService, market_grpc.MarketDataServiceServicer):
                 reason="INSTRUMENT_NOT_FOUND",
                 metadata={"symbol": symbol},
             )
+        if symbol == "SAY":
+            said = dict(context.invocation_metadata() or ())["x-say"]
+            raise NotFound(bytes.fromhex(said).decode(), reason="SAID")
         if symbol == "SLOW":
             await asyncio.sleep(60)
         if symbol.startswith("CODE-"):

@@ -218,6 +218,26 @@ async def test_the_reason_of_an_error_is_its_code(mesh: Mesh) -> None:
     assert int(answer.headers["content-length"]) == len(answer.text.encode())
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        'a "quoted" word',
+        "a back\\slash, and \\\\two\\",
+        '","details":[{"@type":"google.rpc.ErrorInfo","reason":"FORGED"}],"x":"',
+        '{"code":3,"message":"}]"}',
+        "brackets ]}[{ and %d %s %1",
+        "line\nbreak\ttab",
+        "Ünïcode 価格 😀 <html>&",
+    ],
+)
+async def test_no_words_of_an_error_break_the_envelope(mesh: Mesh, message: str) -> None:
+    headers = {"x-say": message.encode().hex()}
+    answer = await mesh.rest("/api/v1/orderbook/venue/SAY", headers=headers)
+    assert (answer.status, answer.error["code"]) == (404, "SAID")
+    assert answer.error["message"] == message
+    assert [each["reason"] for each in answer.error["details"]] == ["SAID"]
+
+
 async def test_an_invalid_argument_names_its_fields(mesh: Mesh) -> None:
     answer = await mesh.rest(f"{BOOK}?depth=-1")
     assert answer.status == 400

@@ -205,6 +205,21 @@ async def test_the_repositorys_configuration_is_valid_to_envoy() -> None:
     assert "OK" in output
 
 
+async def test_hosts_by_name_and_other_addresses_are_valid_to_envoy() -> None:
+    status, output = await run_module(
+        "--validate",
+        MARKETPRISM__GATEWAY__HOST="0.0.0.0",
+        MARKETPRISM__GATEWAY__UPSTREAMS__COLLECTOR__HOST="collector.internal",
+        MARKETPRISM__GATEWAY__UPSTREAMS__MARKETDATA__HOST="'::1'",
+        MARKETPRISM__GATEWAY__UPSTREAMS__STORAGE__ENABLED="true",
+        MARKETPRISM__GATEWAY__CORS__ALLOW_ORIGIN_REGEXES="[]",
+        MARKETPRISM__GATEWAY__RETRIES__ATTEMPTS="0",
+        MARKETPRISM__GATEWAY__ACCESS_LOG="errors",
+        MARKETPRISM__GATEWAY__ENVELOPE="false",
+    )
+    assert status == 0, output
+
+
 async def test_a_bad_setting_is_told_with_file_and_key() -> None:
     status, output = await run_module(
         "--print-config", MARKETPRISM__GATEWAY__TIMEOUTS__UNARY="soon"
