@@ -17,7 +17,7 @@ from marketprism.market.v1 import market_data_service_pb2_grpc as market_grpc
 from services.gateway.envoy import validate_config
 from services.gateway.plan import Address
 from services.gateway.service import GatewayService
-from services.gateway.settings import ListenerSettings
+from services.gateway.settings import CircuitBreakerSettings, ListenerSettings, RequestLimitSettings
 from services.shared.errors import StartupError
 from services.shared.ports import bind_socket
 from tests.integration.gateway_mesh import (
@@ -157,6 +157,33 @@ async def test_a_slow_reader_costs_bounded_memory_and_nobody_else(tmp_path: Path
         assert used < 400 * 1024 * 1024
         for each in slow:
             each.close()
+
+
+async def test_more_calls_than_the_circuit_breaker_takes_are_refused_at_once(
+    tmp_path: Path,
+) -> None:
+    breakers = CircuitBreakerSettings(max_requests=2)
+    async with running_mesh(tmp_path, circuit_breakers=breakers) as mesh:
+        paths = ["/api/v1/orderbook/venue/SLOW"] * 5
+        answers = await asyncio.gather(*map(mesh.rest, paths))
+        assert sorted(answer.status for answer in answers) == [503, 503, 503, 504, 504]
+        assert await mesh.serves(), "the breaker closes again"
+
+
+async def test_more_connections_than_the_limit_are_refused(tmp_path: Path) -> None:
+    async with running_mesh(tmp_path, limits=RequestLimitSettings(max_connections=8)) as mesh:
+        host, port = mesh.address().split(":")
+        opened = [await asyncio.open_connection(host, int(port)) for _ in range(12)]
+        request = f"GET {BOOK} HTTP/1.1\r\nhost: x\r\n\r\n".encode()
+        served = 0
+        for reader, writer in opened:
+            with contextlib.suppress(ConnectionError):
+                writer.write(request)
+                served += (await reader.read(15)).startswith(b"HTTP/1.1 200 OK")
+        for _, writer in opened:
+            writer.close()
+        assert 1 <= served <= 8
+        await mesh.until(mesh.serves)
 
 
 @contextlib.contextmanager
