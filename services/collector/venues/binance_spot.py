@@ -206,7 +206,7 @@ class BinanceSpot:
             raise MalformedFrameError(
                 f"{self.exchange}: {error} in frame {data[:160]!r}",
                 symbol,
-                concerns_book=not kind or kind.startswith("depth"),
+                concerns_book=kind not in ("trade", "bookTicker"),
             ) from error
 
     def _decode_slow(self, data: bytes) -> VenueMessage:

@@ -1,0 +1,398 @@
+"""Frames and answers of Binance spot are read exactly, or refused with the one error."""
+
+import contextlib
+import gzip
+import json
+from collections import Counter
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.collector.capture import read_capture
+from services.collector.venues.base import (
+    Acknowledgement,
+    Goodbye,
+    Ignored,
+    MalformedFrameError,
+    RestRequest,
+    TopOfBook,
+    TradePrint,
+    VenueFault,
+)
+from services.collector.venues.binance_spot import BinanceSpot, DepthUpdate
+from services.shared.decimals import canonical_decimal
+from tests.unit.collector.support import captures
+
+BINANCE = BinanceSpot()
+REQUEST = RestRequest("/api/v3/depth", 50, {"symbol": "BTCUSDT", "limit": "1000"})
+
+DEPTH = {
+    "e": "depthUpdate", "E": 1672515782136, "s": "BNBBTC", "U": 157, "u": 160,
+    "b": [["0.00240000", "10.00000000"]], "a": [["0.0026", "100"]],
+}  # fmt: skip
+TRADE = {
+    "e": "trade", "E": 1672515782136, "s": "BNBBTC", "t": 12345, "p": "0.00100000",
+    "q": "100.00000000", "T": 1672515782100, "m": True, "M": True,
+}  # fmt: skip
+TICKER = {
+    "u": 400900217, "s": "BNBUSDT", "b": "25.35190000", "B": "31.21000000",
+    "a": "25.36520000", "A": "40.66000000",
+}  # fmt: skip
+
+
+def _frames(event: dict[str, Any], stream: str) -> list[bytes | str]:
+    """The same event in every form in which it may come."""
+    raw = json.dumps(event)
+    spaced = json.dumps({"stream": stream, "data": event})
+    combined = json.dumps({"stream": stream, "data": event}, separators=(",", ":"))
+    turned = json.dumps({"data": event, "stream": stream}, separators=(",", ":"))
+    return [raw, raw.encode(), spaced, combined, combined.encode(), turned]
+
+
+@pytest.mark.parametrize("frame", _frames(DEPTH, "bnbbtc@depth@100ms"))
+def test_depth_update(frame: bytes | str) -> None:
+    message = BINANCE.decode(frame)
+    assert isinstance(message, DepthUpdate)
+    assert (message.native_symbol, message.first, message.last) == ("BNBBTC", 157, 160)
+    assert message.previous == 156
+    assert message.exchange_time == 1672515782136_000_000
+    assert message.bids == [("0.00240000", "10.00000000")]
+    assert message.asks == [("0.0026", "100")]
+
+
+@pytest.mark.parametrize("frame", _frames(TRADE, "bnbbtc@trade"))
+def test_trade(frame: bytes | str) -> None:
+    assert BINANCE.decode(frame) == TradePrint(
+        "BNBBTC", 12345, 1672515782100_000_000, "0.001", "100", buyer_is_maker=True
+    )
+
+
+@pytest.mark.parametrize("frame", _frames(TICKER, "bnbusdt@bookTicker"))
+def test_book_ticker_has_neither_kind_nor_time(frame: bytes | str) -> None:
+    assert BINANCE.decode(frame) == TopOfBook(
+        "BNBUSDT", 400900217, 0, ("25.3519", "31.21"), ("25.3652", "40.66")
+    )
+
+
+def test_an_empty_side_of_the_ticker_is_empty_and_not_zero() -> None:
+    frame = json.dumps({**TICKER, "a": "0.00000000", "A": "0.00000000"})
+    message = BINANCE.decode(frame)
+    assert isinstance(message, TopOfBook)
+    assert (message.bid, message.ask) == (("25.3519", "31.21"), ("", ""))
+
+
+def test_times_in_microseconds_are_told_from_milliseconds() -> None:
+    message = BINANCE.decode(json.dumps({**TRADE, "T": 1672515782100123}))
+    assert isinstance(message, TradePrint)
+    assert message.exchange_time == 1672515782100123_000
+
+
+def test_what_is_not_about_a_book() -> None:
+    assert BINANCE.decode('{"result":null,"id":3}') == Acknowledgement(3)
+    fault = BINANCE.decode('{"code":2,"msg":"Invalid request","id":7}')
+    assert fault == VenueFault(7, "2", "Invalid request")
+    fault = BINANCE.decode('{"error":{"code":3,"msg":"Too many"}}')
+    assert fault == VenueFault(None, "3", "Too many")
+    assert BINANCE.decode('{"e":"serverShutdown","E":1}') == Goodbye("serverShutdown")
+    assert BINANCE.decode('{"stream":"x@kline_1m","data":{"e":"kline"}}') == Ignored("kline")
+
+
+@pytest.mark.parametrize(
+    ("frame", "symbol", "concerns_book"),
+    [
+        ('{"stream":"btcusdt@depth@100ms","data":{"e":"depthUpdate","U":1', "BTCUSDT", True),
+        ('{"stream":"btcusdt@depth@100ms","data":{"e":"depthUpdate"}}', "BTCUSDT", True),
+        ('{"stream":"btcusdt@trade","data":{"e":"trade","s":"BTCUSDT"}}', "BTCUSDT", False),
+        ('{"stream":"btcusdt@bookTicker","data":[]}', "BTCUSDT", False),
+        ('{"stream":"btcusdt@dep', "BTCUSDT", True),
+        ('{"stream":"btcusdt', "", True),
+        ("", "", True),
+        ("[]", "", True),
+        ("\x00\xff", "", True),
+        ("{}", "", True),
+    ],
+)
+def test_a_damaged_frame_tells_whose_it_was_where_that_can_be_read(
+    frame: str, symbol: str, concerns_book: bool
+) -> None:
+    with pytest.raises(MalformedFrameError) as caught:
+        BINANCE.decode(frame)
+    assert (caught.value.native_symbol, caught.value.concerns_book) == (symbol, concerns_book)
+
+
+_HUGE = 10**25
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"U": _HUGE}, {"u": _HUGE}, {"U": -1}, {"E": _HUGE}, {"E": -5}, {"U": 161}, {"u": 156},
+     {"U": 1.5}, {"u": "160"}, {"s": None}, {"b": None}, {"b": [["1"]]}, {"b": [["1", 2]]},
+     {"b": [["1", "2", "3"]]}, {"a": {}}, {"a": "none"}],
+)  # fmt: skip
+def test_depth_that_the_contracts_cannot_carry_is_malformed(change: dict[str, Any]) -> None:
+    event = {**DEPTH, **change}
+    for frame in _frames(event, "bnbbtc@depth@100ms"):
+        with pytest.raises(MalformedFrameError):
+            BINANCE.decode(frame)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"t": _HUGE}, {"t": -1}, {"T": _HUGE}, {"p": "x"}, {"p": 1}, {"q": ""}, {"m": 1}, {"s": 5},
+     {"p": "9" * 500}],
+)  # fmt: skip
+def test_a_trade_that_the_contracts_cannot_carry_is_malformed(change: dict[str, Any]) -> None:
+    for frame in _frames({**TRADE, **change}, "bnbbtc@trade"):
+        with pytest.raises(MalformedFrameError):
+            BINANCE.decode(frame)
+
+
+_json = st.recursive(
+    st.one_of(
+        st.none(), st.booleans(), st.integers(-(10**30), 10**30), st.floats(), st.text(max_size=8)
+    ),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner),
+    max_leaves=12,
+)
+_keys = st.sampled_from(["e", "E", "s", "U", "u", "b", "B", "a", "A", "t", "p", "q", "T", "m", "id",
+                         "result", "error", "code", "msg", "data", "stream"])  # fmt: skip
+_objects = st.dictionaries(_keys, _json | st.sampled_from(["depthUpdate", "trade", "bookTicker"]))
+_streams = st.sampled_from(["btcusdt@depth@100ms", "btcusdt@trade", "btcusdt@bookTicker", "x", "@"])
+
+
+def _decode_all(data: bytes | str) -> None:
+    with contextlib.suppress(MalformedFrameError):
+        BINANCE.decode(data)
+    body = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
+    with contextlib.suppress(MalformedFrameError):
+        BINANCE.decode_snapshot(body, REQUEST)
+    with contextlib.suppress(MalformedFrameError):
+        BINANCE.decode_trades(body, "BTCUSDT")
+    with contextlib.suppress(MalformedFrameError):
+        BINANCE.decode_instruments(body)
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_message_or_malformed(data: bytes) -> None:
+    _decode_all(data)
+    _decode_all(b'{"stream":"btcusdt@depth@100ms","data":' + data)
+
+
+@given(st.text(st.characters(exclude_categories=[]), max_size=60))
+def test_any_text_is_a_message_or_malformed(text: str) -> None:
+    _decode_all(text)
+
+
+@given(_json | _objects)
+def test_any_json_is_a_message_or_malformed(value: Any) -> None:
+    _decode_all(json.dumps(value))
+
+
+@given(_streams, _json | _objects)
+def test_any_payload_of_a_stream_is_a_message_or_malformed(stream: str, value: Any) -> None:
+    _decode_all(json.dumps({"stream": stream, "data": value}, separators=(",", ":")))
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b"[" * 200_000,
+        b'{"a":' * 100_000,
+        b'{"stream":"btcusdt@depth@100ms","data":{"x":' + b"[" * 100_000,
+        b'{"e":"depthUpdate","x":' + b"[" * 5000 + b"]" * 5000 + b"}",
+        b'{"id":' + b"9" * 100_000 + b',"result":null}',
+        b'{"e":1' + b"0" * 5000 + b"}",
+        b'{"E":1e999999}',
+        b'"' + b"\xed\xa0\x80" + b'"',
+        '{"stream":"b\ud800@depth@100ms"}',
+    ],
+)
+def test_hostile_frames_are_malformed(frame: bytes | str) -> None:
+    with pytest.raises(MalformedFrameError):
+        BINANCE.decode(frame)
+
+
+def _event(text: str) -> Any:
+    message = json.loads(text)
+    return message["data"] if isinstance(message, dict) and "stream" in message else message
+
+
+def _assert_same(message: Any, event: dict[str, Any]) -> None:
+    """Hold a decoded message against what Python's own JSON reader and Decimal make of it."""
+    assert message.native_symbol == event["s"]
+    if isinstance(message, DepthUpdate):
+        assert (message.first, message.last) == (event["U"], event["u"])
+        assert message.exchange_time == event["E"] * 1_000_000
+        assert [list(level) for level in message.bids] == event["b"]
+        assert [list(level) for level in message.asks] == event["a"]
+    elif isinstance(message, TradePrint):
+        assert message.trade_id == event["t"]
+        assert message.exchange_time == event["T"] * 1_000_000
+        assert message.buyer_is_maker is event["m"]
+        assert (Decimal(message.price), Decimal(message.quantity)) == (
+            Decimal(event["p"]),
+            Decimal(event["q"]),
+        )
+        assert message.price == canonical_decimal(message.price)
+    else:
+        assert isinstance(message, TopOfBook)
+        assert message.venue_sequence == event["u"]
+        for side, price, quantity in ((message.bid, "b", "B"), (message.ask, "a", "A")):
+            assert side == ("", "") or (Decimal(side[0]), Decimal(side[1])) == (
+                Decimal(event[price]),
+                Decimal(event[quantity]),
+            )
+
+
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [
+        ("streams/BINANCE.jsonl.gz", {"depth": 170, "ticker": 80}),
+        ("streams/BINANCE_US.jsonl.gz", {"depth": 330, "ticker": 120}),
+        ("streams/HBT_spot_ethusdt.jsonl.gz", {"depth": 6400, "ticker": 58000, "trade": 14500}),
+        ("frames/binance.jsonl.gz", {"depth": 4, "ticker": 1, "trade": 2}),
+        ("frames/binance_2021_2022.jsonl.gz", {"depth": 1, "ticker": 1}),
+        ("frames/present_day_2026.jsonl", {"depth": 4, "ticker": 1}),
+    ],
+)
+def test_every_recorded_frame_is_read_to_the_last_field(name: str, least: dict[str, int]) -> None:
+    seen: Counter[str] = Counter()
+    for record in read_capture(captures(name)):
+        if record.kind != "ws":
+            continue
+        event = _event(record.data)
+        try:
+            message = BINANCE.decode(record.payload())
+        except MalformedFrameError:
+            # Other venues' frames, arrays, and whole books in place of changes.
+            assert not isinstance(event, dict) or "e" not in event or event["e"] != "trade"
+            seen["malformed"] += 1
+            continue
+        if isinstance(message, DepthUpdate | TradePrint | TopOfBook):
+            _assert_same(message, event)
+        kind = {DepthUpdate: "depth", TradePrint: "trade", TopOfBook: "ticker"}
+        seen[kind.get(type(message), type(message).__name__)] += 1
+    assert all(seen[kind] >= count for kind, count in least.items()), seen
+    if "/HBT" in name or name.startswith("streams/"):
+        assert not seen["malformed"]
+
+
+@pytest.mark.parametrize("name", ["BINANCE", "BINANCE_US"])
+def test_every_recorded_answer_is_read(name: str) -> None:
+    kinds: Counter[str] = Counter()
+    for record in read_capture(captures("streams", f"{name}.jsonl.gz")):
+        if record.kind != "http":
+            continue
+        if "exchangeInfo" in (record.url or ""):
+            specs = BINANCE.decode_instruments(record.payload())
+            listed = json.loads(record.data)["symbols"]
+            assert len(specs) == len(listed) > 50
+            for spec, entry in zip(specs, listed, strict=True):
+                assert spec.native_symbol == entry["symbol"]
+                assert spec.symbol == f"{entry['baseAsset']}-{entry['quoteAsset']}"
+                assert spec.trading == (entry["status"] == "TRADING")
+                assert Decimal(spec.tick_size) > 0
+                assert Decimal(spec.lot_size) > 0
+                assert Decimal(spec.min_notional) > 0
+            kinds["exchangeInfo"] += 1
+        elif "/depth" in (record.url or ""):
+            snapshot = BINANCE.decode_snapshot(record.payload(), REQUEST)
+            told = json.loads(record.data)
+            assert snapshot.last == told["lastUpdateId"]
+            assert [list(level) for level in snapshot.bids] == told["bids"]
+            assert [list(level) for level in snapshot.asks] == told["asks"]
+            kinds["depth"] += 1
+    assert kinds["exchangeInfo"] >= 1
+    assert kinds["depth"] >= 4
+
+
+def test_subscriptions_are_split_and_numbered() -> None:
+    symbols = [f"S{number}USDT" for number in range(120)]
+    frames = BINANCE.subscribe_frames(symbols, 7)
+    assert [request_id for request_id, _, _ in frames] == [7, 8, 9]
+    assert [symbol for _, part, _ in frames for symbol in part] == symbols
+    wanted: list[str] = []
+    for request_id, part, text in frames:
+        request = json.loads(text)
+        assert (request["method"], request["id"]) == ("SUBSCRIBE", request_id)
+        assert len(request["params"]) == 3 * len(part) <= 150
+        wanted += request["params"]
+    assert len(set(wanted)) == 360
+    assert wanted[:3] == ["s0usdt@depth@100ms", "s0usdt@trade", "s0usdt@bookTicker"]
+    assert BINANCE.subscribe_frames([], 1) == []
+
+
+@pytest.mark.parametrize(
+    ("depth", "limit", "weight"),
+    [(5, 5, 5), (100, 100, 5), (101, 101, 25), (500, 500, 25), (1000, 1000, 50), (5000, 5000, 250),
+     (9999, 5000, 250)],
+)  # fmt: skip
+def test_a_snapshot_costs_what_the_venue_says(depth: int, limit: int, weight: int) -> None:
+    request = BINANCE.snapshot_request("BTCUSDT", depth)
+    assert (request.path, request.weight) == ("/api/v3/depth", weight)
+    assert request.query == {"symbol": "BTCUSDT", "limit": str(limit)}
+
+
+def test_a_snapshot_keeps_the_limit_asked_for() -> None:
+    body = b'{"lastUpdateId":9,"bids":[["1","2"]],"asks":[]}'
+    snapshot = BINANCE.decode_snapshot(body, REQUEST)
+    assert (snapshot.last, snapshot.bids, snapshot.asks) == (9, [("1", "2")], [])
+    assert snapshot.limit == 1000
+
+
+@pytest.mark.parametrize("body", [b"", b"null", b"[]", b'{"lastUpdateId":-1,"bids":[],"asks":[]}',
+                                  b'{"lastUpdateId":1,"bids":[["1"]],"asks":[]}',
+                                  b'{"code":-1121,"msg":"Invalid symbol."}'])  # fmt: skip
+def test_a_snapshot_that_is_none_names_the_instrument(body: bytes) -> None:
+    with pytest.raises(MalformedFrameError) as caught:
+        BINANCE.decode_snapshot(body, REQUEST)
+    assert caught.value.native_symbol == "BTCUSDT"
+
+
+def test_past_trades_are_sorted_and_canonical() -> None:
+    body = json.dumps(
+        [
+            {"id": 29, "price": "5.10", "qty": "1.0", "time": 1700000000001, "isBuyerMaker": True},
+            {"id": 28, "price": "4.00000100", "qty": "12.00000000", "quoteQty": "48.000012",
+             "time": 1499865549590123, "isBuyerMaker": False, "isBestMatch": True},
+        ]
+    ).encode()  # fmt: skip
+    assert BINANCE.decode_trades(body, "X") == [
+        TradePrint("X", 28, 1499865549590123_000, "4.000001", "12", buyer_is_maker=False),
+        TradePrint("X", 29, 1700000000001_000_000, "5.1", "1", buyer_is_maker=True),
+    ]
+
+
+def test_an_instrument_with_damaged_filters_keeps_empty_steps() -> None:
+    info = {
+        "symbols": [
+            {"symbol": "AB", "status": "BREAK", "baseAsset": "A", "quoteAsset": "B",
+             "filters": [{"filterType": "PRICE_FILTER", "tickSize": "x"},
+                         {"filterType": "LOT_SIZE", "stepSize": 5, "minQty": "0.00"},
+                         {"noType": 1}, {"filterType": ["odd"]}]},
+        ]
+    }  # fmt: skip
+    (spec,) = BINANCE.decode_instruments(json.dumps(info).encode())
+    assert (spec.symbol, spec.trading) == ("A-B", False)
+    assert (spec.tick_size, spec.lot_size, spec.min_quantity, spec.min_notional) == ("",) * 4
+
+
+@pytest.mark.parametrize(
+    ("native", "symbol"),
+    [("BTCUSDT", "BTC-USDT"), ("ETHBTC", "ETH-BTC"), ("USDTTRY", "USDT-TRY"), ("ODD", "ODD"),
+     ("USDT", "USDT"), ("BTCFDUSD", "BTC-FDUSD"), ("", "")],
+)  # fmt: skip
+def test_a_name_is_split_at_the_longest_known_quote(native: str, symbol: str) -> None:
+    assert BINANCE.infer_instrument(native).symbol == symbol
+
+
+def test_captures_are_readable_as_they_lie(tmp_path: Path) -> None:
+    path = tmp_path / "one.jsonl.gz"
+    line = json.dumps({"kind": "ws", "data": json.dumps(DEPTH), "conn": "c", "url": "wss://x"})
+    path.write_bytes(gzip.compress(line.encode()))
+    (record,) = read_capture(path)
+    assert isinstance(BINANCE.decode(record.payload()), DepthUpdate)
