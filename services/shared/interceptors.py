@@ -299,10 +299,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                         metadata={"limit": self._max_concurrent_calls},
                         retry_after=1.0,
                     )
-                if method.response_streaming:
-                    await context.send_initial_metadata(((REQUEST_ID_KEY, request_id),))
-                else:
-                    context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
+                # Trailing, because an error sent after initial metadata is not trailers-only: a
+                # gateway would have answered 200 to a REST client before it saw the error.
+                context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
                 response = await work
             except MarketPrismError as error:
                 code, reason = grpc_code(error), error.reason

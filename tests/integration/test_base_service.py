@@ -462,8 +462,9 @@ async def test_request_id_of_the_client_comes_back_and_is_logged(
         await unary
         assert dict(await unary.trailing_metadata())["x-request-id"] == "abc-123"
         stream = echo.StreamEcho(EchoRequest(text="x"), metadata=sent)
-        assert dict(await stream.initial_metadata())["x-request-id"] == "abc-123"
-        await stream.read()
+        async for _ in stream:
+            pass
+        assert dict(await stream.trailing_metadata())["x-request-id"] == "abc-123"
     (line,) = [line for line in log_lines() if line["event"] == "echo"]
     assert line["request_id"] == "abc-123"
 
