@@ -1,4 +1,4 @@
-"""Collector path on one core: a depth frame as read from the socket to an encoded, published update.
+"""Collector path on one core: a depth frame as read to an encoded, published update.
 
 Floors and peers in the same run, alternating: typed JSON decode alone; decode, book and encode
 without publishing; the whole with a real nats-server (on the other core) that acknowledged every

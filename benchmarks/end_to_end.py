@@ -50,15 +50,17 @@ async def _subscribe(address: str, symbol: str, into: _Latencies, seconds: float
             response_deserializer=pb.StreamOrderBookResponse.FromString,
         )(pb.StreamOrderBookRequest(exchange="binance", symbol=symbol))
         end = time.monotonic() + seconds
+        # A new subscriber gets a recent snapshot and the updates since: those are not late.
+        began = time.time_ns()
         async for response in call:
             now = time.time_ns()
             into.messages += 1
             for event in response.events:
                 if event.WhichOneof("event") == "order_book_update":
-                    received = event.order_book_update.receive_time
-                    into.values.append(
-                        (now - received.seconds * 1_000_000_000 - received.nanos) / 1e9
-                    )
+                    time_read = event.order_book_update.receive_time
+                    received = time_read.seconds * 1_000_000_000 + time_read.nanos
+                    if received > began:
+                        into.values.append((now - received) / 1e9)
             if time.monotonic() > end:
                 call.cancel()
                 return
@@ -128,9 +130,7 @@ def main(arguments: list[str] | None = None) -> None:
         for process_name, process in _processes(mesh).items():
             used = sum(process.cpu_times()[:2]) - cpu.get(process_name, 0.0)
             memory = process.memory_info().rss / 1024 / 1024
-            print(
-                f"  {process_name:24} {used / elapsed * 100:5.1f} % of a core  {memory:6.0f} MiB"
-            )
+            print(f"  {process_name:24} {used / elapsed * 100:5.1f} % of a core  {memory:6.0f} MiB")
 
 
 def _frames(mesh: Mesh) -> int:
