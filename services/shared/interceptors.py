@@ -5,10 +5,9 @@ chain, and a method's handler is wrapped once and kept, because each layer of a 
 call; a stream's responses go from the handler's generator straight to the wire.
 
 Streaming handlers are async generators. The request id is bound to structlog's context variables
-for everything the handler logs, and is sent back as metadata `x-request-id`: a stream's comes
-first, as initial metadata; a unary call's comes with its answer, as trailing metadata, because
-sending the initial metadata by itself costs a round through the event loop, a fifth of the calls
-that a process can answer.
+for everything the handler logs, and is sent back as trailing metadata `x-request-id`: initial
+metadata would cost a unary call a round through the event loop of its own, a fifth of the calls
+that a process can answer, and would keep a gateway from giving a refused stream its HTTP status.
 """
 
 import asyncio
