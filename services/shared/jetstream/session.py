@@ -231,6 +231,9 @@ class PublishSession:
 
     async def _check_tail(self, lane: Lane) -> None:
         """Ask whether the last message sent is stored: then all before it are too."""
+        if not lane.unacknowledged:
+            # Acknowledged between the tick and the start of this task.
+            return
         batch = lane.batch
         newest = lane.unacknowledged[-1]
         found = await last_message(self.connection, lane.stream, newest.subject)
