@@ -93,6 +93,7 @@ class Recorder:
             size = await asyncio.to_thread(self._write, records)
             self.frames += len(records)
             self.bytes += size
+            self.last_error = ""
         except OSError as error:
             if str(error) != self.last_error:
                 self._log.error("recording failed", path=str(self.path), error=str(error))
@@ -142,6 +143,5 @@ class Recorder:
 
 
 def _deflate(data: bytes) -> str:
-
     packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
     return base64.b64encode(packer.compress(data) + packer.flush()).decode()

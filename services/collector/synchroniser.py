@@ -190,7 +190,7 @@ class BookSynchroniser:
     def on_snapshot(self, snapshot: BookSnapshot, receive_time: int) -> None:
         """Take the venue's answer to `request_snapshot`."""
         self._waiting = False
-        if self.state == _SYNCED:
+        if self.state in (_SYNCED, _STALE):
             return
         covered = self._adapter.covered
         buffer = self._buffer
@@ -229,7 +229,7 @@ class BookSynchroniser:
     ) -> None:
         """Note why there is no snapshot yet, tell it, and ask again."""
         self._waiting = False
-        if self.state == _SYNCED:
+        if self.state in (_SYNCED, _STALE):
             return
         self.reason = reason
         self.detail = detail
@@ -275,12 +275,14 @@ class BookSynchroniser:
         if not self.muted:
             return
         self.muted = False
-        if self.state == _SYNCED:
-            self._out_of_step_since = self._out_of_step_since or now
-            self.reason = pb.ORDER_BOOK_REASON_BROKER_BACKPRESSURE
-            self._begin_epoch(now)
-        else:
+        state, reason, detail = self.state, self.reason, self.detail
+        if state not in (_SYNCED, _STALE):
             self._publish_status(now)
+            return
+        self._out_of_step_since = self._out_of_step_since or now
+        self._begin_epoch(now)
+        if state == _STALE:
+            self._transition(_STALE, reason, detail, now)
 
     def tick(self, now: int) -> None:
         """Look after what time alone brings: periodic snapshots, the horizon, the size."""

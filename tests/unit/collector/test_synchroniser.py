@@ -441,6 +441,20 @@ def test_a_book_rebuilt_while_muted_is_whole_when_it_speaks(bench: Bench) -> Non
     bench.assert_contract()
 
 
+def test_a_book_that_is_stale_when_it_may_speak_again_begins_anew_and_stays_stale(
+    bench: Bench,
+) -> None:
+    bench.in_step(100)
+    bench.book.mute()
+    bench.diff(101, 101, "7")
+    bench.book.on_silence("no frame for 10 s", bench.tick())
+    bench.book.unmute(bench.tick())
+    assert bench.out.snapshots[-1].venue_sequence == 101
+    assert (bench.state, bench.out.states[-1]) == ("STALE", "STALE")
+    bench.diff(102, 102, "8")
+    bench.assert_contract()
+
+
 # Time and size.
 
 
