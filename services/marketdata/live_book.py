@@ -139,6 +139,11 @@ class LiveBook:
         return self._base is not None
 
     @property
+    def holds_levels(self) -> bool:
+        """Whether its levels are put together at present."""
+        return self._levels is not None
+
+    @property
     def state(self) -> int:
         """Its OrderBookState."""
         return self._state

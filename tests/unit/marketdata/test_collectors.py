@@ -1,0 +1,65 @@
+"""Who is silent: the collector of a book, by name, by venue, or any."""
+
+from marketprism.collector.v1 import collector_service_pb2
+
+from services.marketdata.collectors import Collectors
+
+
+def heartbeat(name: str, *exchanges: str) -> bytes:
+    return collector_service_pb2.GetStatusResponse(
+        collector_id=name,
+        connections=[collector_service_pb2.VenueConnection(exchange=e) for e in exchanges],
+    ).SerializeToString()
+
+
+def at(collectors: Collectors, now: float) -> Collectors:
+    collectors.refresh(now)
+    return collectors
+
+
+def test_silence_counts_only_while_we_listen() -> None:
+    collectors = Collectors(5.0, 0.0)
+    assert at(collectors, 100.0).silence("binance", "") == ""
+    collectors.listening(100.0)
+    assert at(collectors, 105.0).silence("binance", "") == ""
+    assert "no collector was heard" in at(collectors, 105.1).silence("binance", "")
+    collectors.on_heartbeat(heartbeat("c"), 106.0)
+    assert at(collectors, 106.0).silence("binance", "") == ""
+    collectors.listening(None)
+    assert at(collectors, 200.0).silence("binance", "") == ""
+    collectors.listening(200.0)
+    assert at(collectors, 204.0).silence("binance", "") == "", "expected time to be heard again"
+    assert "silent for 100 s" in at(collectors, 206.0).silence("binance", "")
+
+
+def test_a_book_depends_on_its_own_collector_when_that_is_known() -> None:
+    collectors = Collectors(5.0, 0.0)
+    collectors.listening(0.0)
+    collectors.on_heartbeat(heartbeat("a", "binance"), 10.0)
+    collectors.on_heartbeat(heartbeat("b", "binance"), 20.0)
+    at(collectors, 20.0)
+    assert collectors.silence("binance", "a") != ""
+    assert collectors.silence("binance", "b") == ""
+    assert collectors.silence("binance", "") == "", "expected any of the venue's to be enough"
+    assert collectors.silence("binance", "never-heard") == ""
+
+
+def test_a_venue_depends_on_the_collectors_connected_to_it() -> None:
+    collectors = Collectors(5.0, 0.0)
+    collectors.listening(0.0)
+    collectors.on_heartbeat(heartbeat("a", "binance"), 10.0)
+    collectors.on_heartbeat(heartbeat("b", "okx"), 20.0)
+    at(collectors, 20.0)
+    assert collectors.silence("binance", "") != ""
+    assert collectors.silence("okx", "") == ""
+    assert collectors.silence("deribit", "") == "", "expected any collector to do for a new venue"
+
+
+def test_what_is_no_heartbeat_is_refused_and_names_are_bounded() -> None:
+    collectors = Collectors(5.0, 0.0)
+    assert not collectors.on_heartbeat(b"\xff", 0.0)
+    assert not collectors.on_heartbeat(b"", 0.0)
+    for number in range(1500):
+        assert collectors.on_heartbeat(heartbeat(f"c{number}"), float(number))
+    assert len(collectors.known) == 1000
+    assert "c1499" in collectors.known
