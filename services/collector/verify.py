@@ -68,7 +68,7 @@ class _Book:
         if not self.synchroniser.in_step:
             return
         if self.tickers and self.tickers[0].venue_sequence == sequence:
-            top = self.tickers[0]
+            top = self.tickers.popleft()
             book = self.synchroniser.book
             self.tops_compared += 1
             if (book.best_bid() or ("", "")) != top.bid or (book.best_ask() or ("", "")) != top.ask:

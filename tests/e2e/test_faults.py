@@ -81,7 +81,7 @@ def recovered(mesh: Mesh, client: BookClient, seconds: float = 40) -> None:
     wait_for(lambda: same_as_truth(mesh, client), "the subscriber's book equals the truth")
 
 
-async def _stored_trades(url: str, symbol: str) -> list[int]:
+async def stored_trades(url: str, symbol: str) -> list[int]:
     connection = await nats.connect(url)
     try:
         js = connection.jetstream()
@@ -109,7 +109,7 @@ def trades_stored_once(mesh: Mesh) -> None:
         symbol = f"{native[:-4]}-USDT"
 
         def complete(symbol: str = symbol, last: int = made[-1]) -> list[int] | None:
-            ids = asyncio.run(_stored_trades(url, symbol))
+            ids = asyncio.run(stored_trades(url, symbol))
             return ids if ids and ids[-1] >= last else None
 
         stored = wait_for(complete, f"the last trade of {symbol} is stored")
