@@ -53,11 +53,14 @@ async def print_book(
 async def watch_book(address: str, exchange: str, symbol: str, depth: int) -> None:
     """Show the book as it moves until cancelled; raises AioRpcError."""
     keeper, link = BookKeeper(), Link()
-    lag = "unknown"
+    lag, measured_at = "unknown", 0
 
     def on_change() -> None:
-        nonlocal lag
-        lag = latency_text(keeper, time.time_ns())
+        nonlocal lag, measured_at
+        if keeper.receive_time_ns != measured_at:
+            # A heartbeat changes nothing and tells nothing of how old the book is.
+            measured_at = keeper.receive_time_ns
+            lag = latency_text(keeper, time.time_ns())
 
     async with connect(address) as channel:
         following = asyncio.ensure_future(

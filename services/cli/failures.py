@@ -11,6 +11,7 @@ from services.shared.errors import (
     ConfigError,
     InvalidArgument,
     MarketPrismError,
+    StartupError,
     Unavailable,
     from_rpc_error,
     grpc_code,
@@ -36,7 +37,8 @@ def error_lines(error: MarketPrismError, *, address: str = "") -> list[str]:
             f"nothing answers at {address} ({error.message.splitlines()[0]}): start a mesh with "
             "`marketprism up`, or name another one with --address"
         ]
-    if isinstance(error, ConfigError):
+    if isinstance(error, (ConfigError, StartupError)):
+        # Ours, of this machine: the sentence says it all, and no program reads it.
         return error.message.splitlines()
     code = grpc_code(error).name
     lines = [error.message]

@@ -116,8 +116,9 @@ async def _tell_books(gateway: str, reporter: Reporter, began: float) -> None:
             total, in_step = len(states), states.count("ORDER_BOOK_STATE_SYNCED")
             if total and in_step == total:
                 seconds = time.monotonic() - began
+                what = "1 book is" if total == 1 else f"{total} books are"
                 reporter.say(
-                    f"{total} books are in step after {seconds:.1f} s",
+                    f"{what} in step after {seconds:.1f} s",
                     books=total,
                     seconds=round(seconds, 3),
                 )

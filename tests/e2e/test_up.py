@@ -86,7 +86,7 @@ class Mesh:
     def wait_ready(self) -> None:
         def ready() -> bool:
             assert self.process.poll() is None, f"it ended:\n{self.said}{self.err.read_text()}"
-            return bool(self.record().get("ready")) and "books are in step" in self.said
+            return bool(self.record().get("ready")) and " in step after " in self.said
 
         try:
             eventually("the mesh is ready and its books in step", ready)

@@ -16,6 +16,7 @@ from services.shared.errors import (
     InvalidArgument,
     NotFound,
     ResourceExhausted,
+    StartupError,
     Unavailable,
 )
 
@@ -162,6 +163,7 @@ def test_unavailable_with_a_reason_is_an_answer_not_a_missing_gateway() -> None:
 
 def test_configuration_problems_are_shown_as_they_are() -> None:
     assert error_lines(ConfigError("2 problems:\n  a\n  b")) == ["2 problems:", "  a", "  b"]
+    assert error_lines(StartupError("port 1 is taken")) == ["port 1 is taken"]
     assert error_lines(NotFound("no such book", reason="INSTRUMENT_NOT_FOUND"))[1] == (
         "  (NOT_FOUND, INSTRUMENT_NOT_FOUND)"
     )
