@@ -77,6 +77,8 @@ class InstrumentFeed:
         self._trade_subject = f"market.trade.{name}"
         self._top_subject = f"market.best_bid_offer.{name}"
         self._top_key = f"top:{self.key}"
+        # A stream holds all instruments, and JetStream drops a message whose id came before.
+        self._id = f"{name}."
         self._messages = 0
         self._next_top_check = 0
         self._tops: dict[int, TopOfBook] | None = None
@@ -149,7 +151,7 @@ class InstrumentFeed:
             self._top_encoder.best_bid_offer(
                 top.venue_sequence, top.exchange_time, now, top.bid, top.ask
             ),
-            str(top.venue_sequence),
+            f"{self._id}{top.venue_sequence}",
             droppable_key=self._top_key,
         )
 
@@ -271,7 +273,7 @@ class InstrumentFeed:
         """Take note that a trade found no room in the broker's buffer."""
         if subject == self._trade_subject:
             self.rejected_trades += 1
-            self._last_rejected = int(message_id)
+            self._last_rejected = int(message_id.rpartition(".")[2])
             self._first_rejected = self._first_rejected or self._last_rejected
 
     def report_drops(self, now: int) -> None:
@@ -300,7 +302,7 @@ class InstrumentFeed:
     def publish_update(self, payload: bytes, epoch: int, sequence: int) -> None:
         """Publish an encoded update."""
         self._publisher.publish(
-            self._update_subject, payload, f"{epoch}.{sequence}", droppable_key=self.key
+            self._update_subject, payload, f"{self._id}{epoch}.{sequence}", droppable_key=self.key
         )
 
     def publish_snapshot(self, payload: bytes, epoch: int, sequence: int) -> None:
@@ -309,7 +311,7 @@ class InstrumentFeed:
         self._publisher.publish(
             self._snapshot_subject,
             payload,
-            f"{epoch}.{sequence}.{self._messages}",
+            f"{self._id}{epoch}.{sequence}.{self._messages}",
             droppable_key=self.key,
         )
 
@@ -320,7 +322,7 @@ class InstrumentFeed:
         self._publisher.publish(
             self._status_subject,
             status.SerializeToString(),
-            f"{now}.{self._messages}",
+            f"{self._id}{now}.{self._messages}",
             droppable_key=self.key,
         )
         if status.state == pb.ORDER_BOOK_STATE_SYNCED:
@@ -357,7 +359,7 @@ class InstrumentFeed:
     # Inside
 
     def _publish_trade(self, payload: bytes, trade_id: int) -> None:
-        self._publisher.publish(self._trade_subject, payload, str(trade_id))
+        self._publisher.publish(self._trade_subject, payload, f"{self._id}{trade_id}")
 
     def _request_history(self, first: int, last: int) -> None:
         self._fetch_trades(self, first, last)

@@ -9,7 +9,7 @@ from typing import Any
 import structlog
 from marketprism.collector.v1 import collector_service_pb2 as collector_pb
 from marketprism.collector.v1 import integrity_event_pb2 as integrity
-from marketprism.market.v1 import instrument_pb2
+from marketprism.market.v1 import events_pb2, instrument_pb2
 from marketprism.market.v1 import order_book_pb2 as pb
 
 from services.collector.connection import VenueConnectionTask, backoff
@@ -172,8 +172,10 @@ class Venue:
                 attempt += 1
                 self._log.warning("cannot read from the broker", error=str(error))
                 await asyncio.sleep(backoff(self.settings, attempt))
-        trade_id = int(trade.message_id) if trade and trade.message_id.isdigit() else 0
-        epoch = 0
+        epoch = trade_id = 0
+        if trade is not None:
+            text = events_pb2.Trade.FromString(trade.payload).trade_id
+            trade_id = int(text) if text.isdecimal() else 0
         if snapshot is not None:
             epoch = pb.OrderBookSnapshot.FromString(snapshot.payload).epoch
         if status is not None:
@@ -233,7 +235,7 @@ class Venue:
         self._publisher.publish(
             f"market.instrument.{spec.exchange}.{spec.symbol}",
             message.SerializeToString(),
-            str(now),
+            f"{spec.exchange}.{spec.symbol}.{now}",
         )
 
     def _tick(self, now: int) -> None:

@@ -41,7 +41,7 @@ class Outbox:
 class Bench:
     """A feed with a clock of its own."""
 
-    def __init__(self, last_trade_id: int = 0) -> None:
+    def __init__(self, last_trade_id: int = 0, symbol: str = "BTC-USDT") -> None:
         self.out = Outbox()
         self.now = T0
         self.snapshots: list[int] = []
@@ -50,7 +50,7 @@ class Bench:
             "events", "Entries.", ["exchange", "kind"], registry=CollectorRegistry()
         )
         self.feed = InstrumentFeed(
-            InstrumentSpec("binance", "BTC-USDT", "BTCUSDT", "BTC", "USDT"),
+            InstrumentSpec("binance", symbol, symbol.replace("-", ""), *symbol.split("-")),
             BinanceSpot(),
             self.out,  # type: ignore[arg-type]
             Ledger("col-1", self.out.publish, self.counter),
@@ -195,6 +195,29 @@ def test_a_malformed_frame_costs_the_book_only_when_it_was_of_the_book(
     assert bench.feed.book.in_step is not concerns_book
 
 
+def test_message_ids_of_two_instruments_never_meet(bench: Bench) -> None:
+    """JetStream drops a message whose id came before in its stream, which holds all instruments."""
+    other = Bench(symbol="ETH-USDT")
+    for each in (bench, other):
+        each.in_step(100)
+        each.feed.on_diff(diff(101, 101), each.tick())
+        each.top(102)
+        each.trade(7)
+        each.feed.on_diff(diff(110, 110), each.tick())
+        each.feed.book.on_snapshot(BookSnapshot(110, [("10", "1")], [("11", "1")]), each.tick())
+    assert bench.now == other.now
+    ids = [
+        [
+            message_id
+            for subject, _, message_id, _ in each.out.messages
+            if "integrity" not in subject
+        ]
+        for each in (bench, other)
+    ]
+    assert len(ids[0]) == len(ids[1]) == len(set(ids[0])) > 8
+    assert not set(ids[0]) & set(ids[1])
+
+
 # Best bid and offer.
 
 
@@ -314,8 +337,8 @@ def test_what_the_buffer_could_not_hold_is_told_once_there_is_room(bench: Bench)
     for number in range(102, 112):
         feed.on_diff(diff(number, number), bench.tick())
     feed.on_dropped(f"top:{feed.key}", 5)
-    feed.on_rejected("market.trade.binance.BTC-USDT", "900")
-    feed.on_rejected("market.trade.binance.BTC-USDT", "902")
+    feed.on_rejected("market.trade.binance.BTC-USDT", "binance.BTC-USDT.900")
+    feed.on_rejected("market.trade.binance.BTC-USDT", "binance.BTC-USDT.902")
     feed.on_broker(True, bench.tick())
     before = len(bench.entries)
     feed.report_drops(bench.tick())
