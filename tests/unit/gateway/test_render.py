@@ -115,7 +115,7 @@ def test_an_address_comes_from_a_file_and_a_name_from_dns() -> None:
     config = rendered(GatewaySettings(upstreams=upstreams))
     assert cluster(config, "marketdata")["type"] == "EDS"
     by_name = cluster(config, "collector")
-    assert by_name["type"] == "STRICT_DNS"
+    assert by_name["cluster_type"]["name"] == "envoy.clusters.dns"
     endpoint = by_name["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]
     assert endpoint["address"]["socket_address"] == {
         "address": "collector.internal",
