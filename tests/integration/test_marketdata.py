@@ -638,7 +638,11 @@ async def test_killing_the_broker_is_told_and_loses_nothing(
                 await subscriber.at(book)
             assert subscriber.book.snapshots == [S.SNAPSHOT_REASON_SUBSCRIBED]
             sent = venue.send_trade()
-            await until(lambda: events[-1].trade == sent, "trades go on")
+            await until(lambda: any(e.trade == sent for e in events), "trades go on")
+            opened = market_event_pb2.STREAM_STATE_OPEN
+            await until(
+                lambda: any(e.stream_status.state == opened for e in events[-2:]), "OPEN is told"
+            )
             states = [e.stream_status.state for e in events if e.HasField("stream_status")]
             interrupted = market_event_pb2.STREAM_STATE_INTERRUPTED
             assert states.count(interrupted) == 2
@@ -900,3 +904,43 @@ async def trades_of(
         call.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
+
+
+async def test_the_example_client_keeps_a_book(
+    nats: NatsServer, venue: Venue, tmp_path: Path
+) -> None:
+    book = Collected()
+    await venue.begin(book)
+    example = Path(__file__).parents[2] / "examples" / "python" / "keep_book.py"
+    async with marketdata(nats, tmp_path) as service:
+        await ready(service)
+        child = await asyncio.create_subprocess_exec(
+            sys.executable,
+            str(example),
+            *KEY.values(),
+            f"--address=127.0.0.1:{service.grpc_port}",
+            "--lines=3",
+            stdout=asyncio.subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(example.parents[2] / "gen" / "python")},
+        )
+        lines: list[str] = []
+        assert child.stdout is not None
+        while line := await child.stdout.readline():
+            lines.append(line.decode())
+            await asyncio.sleep(0.11)
+            await venue.update(book, 1)
+        assert await child.wait() == 0
+        assert len(lines) == 3
+        assert all(line.startswith("SYNCED") for line in lines)
+        assert f"{book.epoch}/" in lines[-1]
+        missing = await asyncio.create_subprocess_exec(
+            sys.executable,
+            str(example),
+            "binance",
+            "NO-SUCH",
+            f"--address=127.0.0.1:{service.grpc_port}",
+            stderr=asyncio.subprocess.PIPE,
+        )
+        _, error = await missing.communicate()
+        assert missing.returncode == 1
+        assert b"NOT_FOUND: binance has no instrument 'NO-SUCH'" in error
