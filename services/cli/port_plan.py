@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import psutil
+
 from services.shared.errors import ConfigError, StartupError
 from services.shared.ports import port_owner
 from services.shared.settings import ENV_PREFIX
@@ -138,11 +140,9 @@ def find_conflicts(uses: Sequence[PortUse]) -> list[str]:
             )
         elif (refusal := _refusal(use.host, use.port)) is not None:
             if refusal.errno == errno.EADDRINUSE:
-                owner = port_owner(use.port)
                 sentences.append(
                     f"port {use.port}, which {use.part} needs for {use.purpose}, is taken by "
-                    f"{owner or 'another process'}: stop that, or change {use.setting}, or start "
-                    "with --free-ports"
+                    f"{_holder(use.port)}, or change {use.setting}, or start with --free-ports"
                 )
             else:
                 sentences.append(
@@ -150,6 +150,25 @@ def find_conflicts(uses: Sequence[PortUse]) -> list[str]:
                     f"({refusal.strerror}): change host in config/services.yaml, or {use.setting}"
                 )
     return sentences
+
+
+def _holder(port: int) -> str:
+    """Say who has a port and what to do about that."""
+    owner = port_owner(port)
+    if owner is not None:
+        return f"{owner}: stop that"
+    try:
+        connections = psutil.net_connections(kind="tcp")
+    except (psutil.Error, OSError):
+        connections = []
+    for connection in connections:
+        if connection.laddr and connection.laddr.port == port and connection.raddr:
+            # Ports of this range are given to outgoing connections, too.
+            peer = f"{connection.raddr.ip}:{connection.raddr.port}"
+            state = connection.status.replace("_", " ").lower()
+            who = f" of pid {connection.pid}" if connection.pid else ""
+            return f"an outgoing connection{who} to {peer} ({state}): try again when it is over"
+    return "another process: stop that"
 
 
 def _refusal(host: str, port: int) -> OSError | None:

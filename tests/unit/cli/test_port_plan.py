@@ -1,5 +1,6 @@
 """Ports are checked before anything starts, and another mesh can have its own."""
 
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,6 +42,14 @@ def test_a_taken_port_is_told_in_one_sentence(listener: socket.socket) -> None:
     assert "MARKETPRISM__SERVICES__NATS__PORT" in sentence
     assert "--free-ports" in sentence
     assert "\n" not in sentence
+
+
+def test_a_port_taken_by_an_outgoing_connection_is_told_as_such(listener: socket.socket) -> None:
+    with socket.create_connection(listener.getsockname()) as client:
+        port = client.getsockname()[1]
+        (sentence,) = find_conflicts([use(port)])
+    target = "{}:{}".format(*listener.getsockname())
+    assert f"an outgoing connection of pid {os.getpid()} to {target} (established)" in sentence
 
 
 def test_free_ports_and_zero_are_no_conflict() -> None:
