@@ -111,6 +111,13 @@ class MeshPlan:
         return str(venue_options.capture or "simulated")
 
     @property
+    def told_source(self) -> str:
+        """The same for a person."""
+        return {"live": "live venues", "simulated": "a simulated venue"}.get(
+            self.source, self.source
+        )
+
+    @property
     def addresses(self) -> dict[str, str]:
         """`host:port` by purpose: Envoy's listeners, `admin`, `nats`, `simulator`."""
         found = {}

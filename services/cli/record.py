@@ -47,7 +47,7 @@ def run_record(options: MeshOptions, out: Path, duration: float | None) -> int:
         async def on_ready(
             plan: MeshPlan, reporter: Reporter, _seconds: float, stop: Callable[[], None]
         ) -> None:
-            reporter.say(f"recording {plan.source} into {out}; Ctrl-C ends it")
+            reporter.say(f"recording {plan.told_source} into {out}; Ctrl-C ends it")
             try:
                 async with asyncio.timeout(duration):
                     await _tell(plan, reporter, out, before)
@@ -56,7 +56,7 @@ def run_record(options: MeshOptions, out: Path, duration: float | None) -> int:
 
         status = run_mesh(chosen, quiet=True, on_ready=on_ready)
     written = _written(out, before)
-    print(f"{len(written)} files, {_bytes(sum(written.values()))} in {out}")
+    print(f"{_files(len(written))}, {_bytes(sum(written.values()))} in {out}")
     for path in sorted(written):
         print(f"  {path}")
     return status
@@ -74,7 +74,7 @@ async def _tell(plan: MeshPlan, reporter: Reporter, out: Path, before: dict[Path
             facts = await _recording(session, f"http://{address}/health")
             written = _written(out, before)
             frames, dropped = facts.get("frames", 0), facts.get("dropped", 0)
-            text = f"  {frames:,} frames, {_bytes(sum(written.values()))}, {len(written)} files"
+            text = f"  {frames:,} frames, {_bytes(sum(written.values()))}, {_files(len(written))}"
             if dropped:
                 text += f", {dropped:,} frames DROPPED ({facts.get('detail') or 'disk too slow'})"
             reporter.say(text, frames=frames, dropped=dropped, files=len(written))
@@ -96,6 +96,10 @@ def _sizes(directory: Path) -> dict[Path, int]:
 
 def _written(directory: Path, before: dict[Path, int]) -> dict[Path, int]:
     return {path: size for path, size in _sizes(directory).items() if path not in before}
+
+
+def _files(count: int) -> str:
+    return "1 file" if count == 1 else f"{count} files"
 
 
 def _bytes(count: int) -> str:

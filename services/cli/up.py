@@ -50,9 +50,8 @@ def run_mesh(options: MeshOptions, *, quiet: bool = False, on_ready: OnReady | N
 
 def _supervise(plan: MeshPlan, reporter: Reporter, on_ready: OnReady) -> int:
     data_dir = plan.configuration.mesh.data_dir
-    what = {"live": "live venues", "simulated": "a simulated venue"}.get(plan.source, plan.source)
     reporter.say(
-        f"starting a mesh on {what}, {plan.options.mode} mode, data in {data_dir}",
+        f"starting a mesh on {plan.told_source}, {plan.options.mode} mode, data in {data_dir}",
         mode=plan.options.mode,
         source=plan.source,
         data_dir=str(data_dir),
