@@ -1,7 +1,6 @@
 """gRPC face of the collector."""
 
 import base64
-import binascii
 import time
 from collections import Counter
 from typing import Any, TypeAlias
@@ -147,7 +146,7 @@ def _write_token(key: str) -> str:
 def _read_token(token: str) -> str:
     try:
         return base64.b64decode(token, altchars=b"-_", validate=True).decode()
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:  # also what base64 and UTF-8 raise
         raise _invalid(
             "page_token", "expected next_page_token of an earlier answer, unchanged"
         ) from None
