@@ -65,6 +65,8 @@ def run_buf(*arguments: str, root: Path = ROOT) -> subprocess.CompletedProcess[s
     environment = dict(os.environ)
     environment["PATH"] = f"{programs}{os.pathsep}{environment.get('PATH', '')}"
     environment["PYTHONPATH"] = str(root)
+    # Where there is no home directory buf would make its cache in the working directory.
+    environment.setdefault("BUF_CACHE_DIR", str(root / "build" / "buf-cache"))
     buf = shutil.which("buf", path=environment["PATH"])
     if buf is None:
         raise BufError(
