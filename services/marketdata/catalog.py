@@ -14,6 +14,8 @@ __all__ = ["Catalog", "Key"]
 Key: TypeAlias = tuple[str, str]
 """(exchange, symbol)."""
 
+_NO_COLLECTOR = "no collector has told of any instrument yet"
+_STILL_READING = "what the broker holds is still being read"
 _SHOWN = 8
 _COMPARED = 500
 _LENGTHS_APART = 3
@@ -69,14 +71,19 @@ class Catalog:
     def payload(self, key: Key) -> bytes:
         """Give the encoded Instrument; raises `NotFound` or `Unavailable`."""
         found = self._instruments.get(key)
-        if found is None:
+        if found is None or not self.ready:
             raise self.not_found(key)
         return found
 
     def check(self, key: Key) -> None:
         """Raise `NotFound`, or `Unavailable` while nothing is known yet, for an unknown one."""
-        if key not in self:
+        if not self.ready or key not in self:
             raise self.not_found(key)
+
+    def check_ready(self) -> None:
+        """Raise `Unavailable` while what the broker held at the start is still being read."""
+        if not self.ready:
+            raise _starting(_STILL_READING, {})
 
     def described(self) -> Iterator[tuple[Key, instrument_pb2.Instrument, bytes]]:
         """Give every instrument that was described, by exchange and then symbol."""
@@ -90,17 +97,9 @@ class Catalog:
         exchange, symbol = key
         metadata = {"exchange": exchange, "symbol": symbol}
         if not self.ready or not self._symbols:
-            why = (
-                "no collector has told of any instrument yet"
-                if self.ready
-                else "what the broker holds is still being read"
-            )
-            return Unavailable(
-                f"{exchange}/{symbol} is not known, and {why}; try again in a moment",
-                reason="STARTING",
-                metadata=metadata,
-                retry_after=1.0,
-            )
+            if not self.ready:
+                return _starting(_STILL_READING, metadata)
+            return _starting(f"{exchange}/{symbol} is not known, and {_NO_COLLECTOR}", metadata)
         symbols = self._symbols.get(exchange)
         if symbols is None:
             return NotFound(
@@ -122,6 +121,12 @@ class Catalog:
             reason="INSTRUMENT_NOT_FOUND",
             metadata=metadata,
         )
+
+
+def _starting(why: str, metadata: dict[str, str]) -> Unavailable:
+    return Unavailable(
+        f"{why}; try again in a moment", reason="STARTING", metadata=metadata, retry_after=1.0
+    )
 
 
 def _suggested(name: str, names: Iterable[str]) -> str:

@@ -65,11 +65,14 @@ class Source:
         self._missed = False
         self._is_lost = False
 
-    def open(self, urls: Sequence[str], start: StartAt) -> StreamReader:
+    def open(
+        self, urls: Sequence[str], start: StartAt, filter_subjects: Sequence[str] = ()
+    ) -> StreamReader:
         """Make the reader."""
         self.reader = StreamReader(
             urls,
             self.stream,
+            filter_subjects=filter_subjects,
             start=start,
             name=f"marketdata {self.stream}",
             on_batch=self._on_batch,
@@ -173,22 +176,34 @@ class Feed:
 
     async def _read_order_books(self) -> None:
         stream = self._settings.streams.order_book
-        last = await self._insist(
-            self.order_books,
-            lambda: last_per_subject(self._urls, stream, [_SNAPSHOTS, _STATUSES]),
+        statuses = await self._insist(
+            self.order_books, lambda: last_per_subject(self._urls, stream, _STATUSES)
         )
-        snapshots = [m for m in last if m.subject.startswith(_SNAPSHOTS[:-1])]
-        places: dict[Key, int] = {}
-        for message in snapshots:
-            _, _, exchange, symbol = message.subject.split(".", 3)
-            places[exchange, symbol] = message.stream_sequence
+        places = await self._places_of_snapshots(stream)
         first = min(places.values(), default=1)
-        # What the reader does not come to.
-        self._market.on_order_book(
-            [m for m in last if m.stream_sequence < first and m not in snapshots]
-        )
+        # The reader begins behind these.
+        self._market.on_order_book([m for m in statuses if m.stream_sequence < first])
         self._market.begin_books_at(places)
         await self._read(self.order_books, StartAt.sequence(first))
+
+    async def _places_of_snapshots(self, stream: str) -> dict[Key, int]:
+        """Find where each book's last snapshot is, without keeping all of them at once."""
+        places: dict[Key, int] = {}
+
+        def note(messages: list[Message]) -> None:
+            for message in messages:
+                parts = message.subject.split(".", 3)
+                if len(parts) == 4:
+                    places[parts[2], parts[3]] = message.stream_sequence
+
+        search = Source(stream, note)
+        task = asyncio.ensure_future(self._read(search, StartAt.last_per_subject(), (_SNAPSHOTS,)))
+        try:
+            await search.caught_up.wait()
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+        return places
 
     async def _read_trades(self) -> None:
         async def newest() -> int:
@@ -205,8 +220,10 @@ class Feed:
         start = StartAt.sequence(last + 1 - self._settings.preload_trades)
         await self._read(self.trades, start)
 
-    async def _read(self, source: Source, start: StartAt) -> None:
-        reader = source.open(self._urls, start)
+    async def _read(
+        self, source: Source, start: StartAt, filter_subjects: Sequence[str] = ()
+    ) -> None:
+        reader = source.open(self._urls, start, filter_subjects)
         await reader.start()
         try:
             while not await reader.wait_live(_RETRY_LIMIT):

@@ -15,6 +15,7 @@ from typing import Final
 from google.protobuf.message import DecodeError
 from marketprism.market.v1 import order_book_pb2
 
+from services.marketdata.book_state import OUT_OF_STEP, SYNCED, BookState
 from services.marketdata.event_log import EventLog
 from services.marketdata.levels import BookLevels, MalformedLevelError
 from services.marketdata.tally import Tally
@@ -26,21 +27,14 @@ from services.marketdata.wire import (
     event_kind,
     event_payload,
     nanoseconds,
-    timestamp,
     with_reason,
 )
 
 __all__ = ["BookLimits", "LiveBook", "Opening"]
 
 _S: Final = order_book_pb2
-SYNCING: Final = int(_S.ORDER_BOOK_STATE_SYNCING)
-SYNCED: Final = int(_S.ORDER_BOOK_STATE_SYNCED)
-RESYNCING: Final = int(_S.ORDER_BOOK_STATE_RESYNCING)
-STALE: Final = int(_S.ORDER_BOOK_STATE_STALE)
-_OUT_OF_STEP: Final = (0, SYNCING, RESYNCING)
 _NANOS_OF_MILLI = 1_000_000
 _ENCODED_KEPT = 8
-_NOTHING_YET = "no snapshot has come yet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,18 +105,9 @@ class LiveBook:
         self._levels_used = False
         self._encoded: dict[tuple[int, int], bytes] = {}
         self._subscribed = b""
-        # What the collector says, and what comes between it and us.
-        self._collector = order_book_pb2.OrderBookStatus()
         self._synced_is_implied = False
-        self._gap = ""
-        self._broker_lost = ""
-        self._silent = ""
-        # What was told last, and where in the log.
-        self._state = SYNCING
-        self._reason = int(_S.ORDER_BOOK_REASON_STARTUP)
-        self._detail = _NOTHING_YET
-        self._outage_ms = 0
-        self._state_time = self._out_since = clock()
+        self._state = BookState(exchange, symbol, clock)
+        # Where in the log the state was told last.
         self._told_at = -1
         self._owes_snapshot = False
 
@@ -131,7 +116,7 @@ class LiveBook:
     @property
     def heard_of(self) -> bool:
         """Whether anything of this book ever came."""
-        return self._base is not None or self._collector.state != 0
+        return self._base is not None or self._state.collector.state != 0
 
     @property
     def has_levels(self) -> bool:
@@ -146,7 +131,7 @@ class LiveBook:
     @property
     def state(self) -> int:
         """Its OrderBookState."""
-        return self._state
+        return self._state.state
 
     @property
     def epoch(self) -> int:
@@ -164,7 +149,7 @@ class LiveBook:
 
     def status(self) -> order_book_pb2.OrderBookStatus:
         """Give its status as it is now."""
-        return self._status_at(self._sequence)
+        return self._state.status(self._epoch, self._sequence, self._venue_sequence)
 
     # ---- what comes from the collector
 
@@ -187,7 +172,7 @@ class LiveBook:
         if update.epoch != self._epoch or sequence != self._sequence + 1:
             self._on_unexpected(update.epoch, sequence)
             return
-        if self._gap:
+        if self._state.gap:
             self._end_gap()
         if self._synced_is_implied:
             self._imply_synced()
@@ -222,7 +207,7 @@ class LiveBook:
             self._replace(snapshot, payload, begins=begins)
         # Else subscribers who are in step know all of it already.
         self._rebase(payload, snapshot.sequence)
-        self._gap = ""
+        self._state.gap = ""
         if self._synced_is_implied and snapshot.reason == _S.SNAPSHOT_REASON_PERIODIC:
             self._imply_synced()
         self._refresh()
@@ -239,7 +224,7 @@ class LiveBook:
         if status.epoch and status.epoch < self._epoch:
             self._tally.old_epoch += 1
             return
-        self._collector = status
+        self._state.collector = status
         if status.state == SYNCED or status.epoch >= self._epoch:
             self._synced_is_implied = False
         self._refresh(payload)
@@ -248,14 +233,14 @@ class LiveBook:
 
     def set_broker_lost(self, why: str) -> None:
         """Note that the broker is away, or (empty) is back."""
-        if why != self._broker_lost:
-            self._broker_lost = why
+        if why != self._state.broker_lost:
+            self._state.broker_lost = why
             self._refresh()
 
     def set_silent(self, why: str) -> None:
         """Note that the collector is silent, or (empty) that it is not."""
-        if bool(why) != bool(self._silent):
-            self._silent = why
+        if bool(why) != bool(self._state.silent):
+            self._state.silent = why
             self._refresh()
 
     def on_missed(self, why: str) -> None:
@@ -333,7 +318,7 @@ class LiveBook:
             self._tally.old_epoch += 1
         elif epoch == self._epoch and sequence <= self._sequence:
             self._tally.duplicates += 1
-        elif self._gap:
+        elif self._state.gap:
             self._tally.skipped += 1
         else:
             self._tally.gaps += 1
@@ -345,13 +330,13 @@ class LiveBook:
                 self._begin_gap(expected + f"one of epoch {epoch} came, and no snapshot of it")
 
     def _begin_gap(self, why: str) -> None:
-        if not self._gap:
-            self._gap = why
+        if not self._state.gap:
+            self._state.gap = why
             self._refresh()
 
     def _end_gap(self) -> None:
-        if self._gap:
-            self._gap = ""
+        if self._state.gap:
+            self._state.gap = ""
             self._refresh()
 
     def _replace(
@@ -366,8 +351,8 @@ class LiveBook:
         self._receive_time = nanoseconds(snapshot.receive_time)
         if begins:
             self._epoch_position = self.log.end
-            told = self._collector
-            self._synced_is_implied = told.state in _OUT_OF_STEP and (
+            told = self._state.collector
+            self._synced_is_implied = told.state in OUT_OF_STEP and (
                 told.state == 0 or told.epoch < snapshot.epoch
             )
         self._owes_snapshot = False
@@ -376,7 +361,7 @@ class LiveBook:
     def _imply_synced(self) -> None:
         """Take what is only published of a book in step for the status that did not come."""
         self._synced_is_implied = False
-        self._collector = order_book_pb2.OrderBookStatus(
+        self._state.collector = order_book_pb2.OrderBookStatus(
             epoch=self._epoch,
             state=_S.ORDER_BOOK_STATE_SYNCED,
             reason=_S.ORDER_BOOK_REASON_SYNCHRONISED,
@@ -395,51 +380,20 @@ class LiveBook:
 
     def _is_open_to_newcomers(self) -> bool:
         """Tell whether a newcomer is given a snapshot now, or only told to wait for one."""
-        if self._base is None or self._gap:
+        if self._base is None or self._state.gap:
             return False
-        return self._state not in _OUT_OF_STEP or self._collector.epoch < self._epoch
-
-    def _effective(self) -> tuple[int, int, str, bool]:
-        """Give state, reason, detail, and whether they are the collector's own."""
-        told = self._collector
-        if self._base is None:
-            if told.state in (SYNCING, RESYNCING):
-                return told.state, told.reason, told.detail, True
-            return SYNCING, _S.ORDER_BOOK_REASON_STARTUP, _NOTHING_YET, False
-        if self._gap:
-            return RESYNCING, _S.ORDER_BOOK_REASON_DELIVERY_GAP, self._gap, False
-        if told.state in (SYNCING, RESYNCING):
-            return told.state, told.reason, told.detail, True
-        if told.state == 0:
-            detail = "a snapshot came, and the collector has not told that it is in step"
-            return SYNCING, _S.ORDER_BOOK_REASON_STARTUP, detail, False
-        if self._broker_lost:
-            return STALE, _S.ORDER_BOOK_REASON_BROKER_DISCONNECTED, self._broker_lost, False
-        if self._silent:
-            return STALE, _S.ORDER_BOOK_REASON_COLLECTOR_SILENT, self._silent, False
-        return told.state, told.reason, told.detail, True
+        return not self._state.is_out_of_step or self._state.collector.epoch < self._epoch
 
     def _refresh(self, payload: bytes = b"") -> None:
         """Tell the state when it changed; `payload` is the collector's status that just came."""
-        state, reason, detail, is_collectors = self._effective()
-        tell_theirs = bool(payload) and is_collectors
-        if not tell_theirs and (state, reason) == (self._state, self._reason):
+        state = self._state
+        is_told, in_its_words = state.settle(has_book=self._base is not None, is_news=bool(payload))
+        if not is_told:
             return
-        now = self._clock()
-        was_synced = self._state == SYNCED
-        self._outage_ms = 0
-        if tell_theirs:
-            self._outage_ms = self._collector.outage_ms
-        elif state == SYNCED and not was_synced:
-            self._outage_ms = (now - self._out_since) // _NANOS_OF_MILLI
-        if was_synced and state != SYNCED:
-            self._out_since = now
-        self._state, self._reason, self._detail = state, int(reason), detail
-        self._state_time = nanoseconds(self._collector.time) if tell_theirs else now
         if self._owes_snapshot and self._is_open_to_newcomers():
             self._pay_snapshot()
         position = self.log.end
-        item = event_item(ORDER_BOOK_STATUS, payload) if tell_theirs else None
+        item = event_item(ORDER_BOOK_STATUS, payload) if in_its_words else None
         self._append(item or self._status_item(self._sequence))
         base = self._base
         if base is not None and base.position == position:
@@ -455,22 +409,9 @@ class LiveBook:
             self._append(event_item(ORDER_BOOK_SNAPSHOT, payload))
             self._rebase(payload, self._sequence)
 
-    def _status_at(self, sequence: int) -> order_book_pb2.OrderBookStatus:
-        return order_book_pb2.OrderBookStatus(
-            exchange=self.exchange,
-            symbol=self.symbol,
-            epoch=self._epoch,
-            sequence=sequence,
-            time=timestamp(self._state_time),
-            venue_sequence=self._venue_sequence,
-            state=self._state,  # type: ignore[arg-type]  # the enum's value is an int
-            reason=self._reason,  # type: ignore[arg-type]  # the enum's value is an int
-            detail=self._detail,
-            outage_ms=self._outage_ms,
-        )
-
     def _status_item(self, sequence: int) -> bytes:
-        return event_item(ORDER_BOOK_STATUS, self._status_at(sequence).SerializeToString())
+        status = self._state.status(self._epoch, sequence, self._venue_sequence)
+        return event_item(ORDER_BOOK_STATUS, status.SerializeToString())
 
     # ---- the log and what is put together from it
 
@@ -530,8 +471,8 @@ class LiveBook:
             self._tally.malformed += 1
             self._forget_levels()
             self._base = None
-            self._gap = ""
-            self._collector = order_book_pb2.OrderBookStatus(
+            self._state.gap = ""
+            self._state.collector = order_book_pb2.OrderBookStatus(
                 state=_S.ORDER_BOOK_STATE_RESYNCING,
                 reason=_S.ORDER_BOOK_REASON_MALFORMED_FRAME,
                 detail=str(error),

@@ -177,21 +177,21 @@ class Market:
         Raises `NotFound`, or `Unavailable` while nothing is known yet.
         """
         found = self.books.get(key)
-        if found is None or not found.heard_of:
+        if found is None or not (found.heard_of and self.catalog.ready):
             self.catalog.check(key)
         return found or self._make_book(key)
 
     def trades_of(self, key: Key) -> LiveTrades:
         """Give the trades of a known instrument; raises as `book` does."""
         found = self.trades.get(key)
-        if found is None or not found.heard_of:
+        if found is None or not (found.heard_of and self.catalog.ready):
             self.catalog.check(key)
         return found or self._make_trades(key)
 
     def best_bid_offer(self, key: Key) -> bytes | None:
         """Give the encoded BestBidOffer of a known instrument; raises as `book` does."""
         found = self._offers.get(key)
-        if found is None:
+        if found is None or not self.catalog.ready:
             self.catalog.check(key)
         return found
 

@@ -99,6 +99,7 @@ class MarketDataServicer:
     ) -> bytes:
         """Answer the states of all books that something came of."""
         check_states(request.states)
+        self._market.catalog.check_ready()
         size = page_size(request.page_size)
         states = frozenset(request.states)
         scope = ("statuses", request.exchange, sorted(states))
@@ -158,6 +159,7 @@ class MarketDataServicer:
         """Answer the instruments that a filter takes."""
         size = page_size(request.page_size)
         check_instrument_kind(request.kind)
+        self._market.catalog.check_ready()
         scope = ("instruments", request.exchange, request.kind, request.base, request.quote)
         place = read_token(request.page_token, scope)
         found = (

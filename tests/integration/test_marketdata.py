@@ -255,6 +255,7 @@ async def test_a_subscriber_gets_a_snapshot_then_every_update(
 ) -> None:
     book = Collected()
     await venue.begin(book)
+    await venue.put("market.order_book_snapshot.strange", b"nobody's")
     await venue.update(book, 10)
     async with marketdata(nats, tmp_path) as service, client(service) as stub:
         await ready(service)
@@ -602,8 +603,13 @@ async def test_a_stop_is_told_last(nats: NatsServer, venue: Venue, tmp_path: Pat
 async def test_without_a_broker_it_starts_waits_and_says_so(tmp_path: Path) -> None:
     async with nats_server(tmp_path / "nats") as nats, marketdata(nats, tmp_path) as service:
         async with client(service) as stub:
-            error = await refused(stub.GetOrderBook(pb.GetOrderBookRequest(**KEY)))
-            assert error.reason == "STARTING"
+            for call_ in (
+                stub.GetOrderBook(pb.GetOrderBookRequest(**KEY)),
+                stub.StreamTrades(pb.StreamTradesRequest(**KEY)).read(),
+                stub.ListInstruments(pb.ListInstrumentsRequest()),
+                stub.ListOrderBookStatuses(pb.ListOrderBookStatusesRequest()),
+            ):
+                assert (await refused(call_)).reason == "STARTING"
         status, body = service.health()
         assert status == 503
         assert body["dependencies"]["broker"]["status"] == "unhealthy"

@@ -8,6 +8,7 @@ from marketprism.market.v1 import events_pb2, instrument_pb2, order_book_pb2
 
 from services.marketdata.market import Market
 from services.marketdata.settings import LogBounds, MarketDataSettings
+from services.shared.errors import Unavailable
 from tests.unit.marketdata.truth import Collected
 
 S = order_book_pb2
@@ -23,7 +24,9 @@ class Stored:
 
 @pytest.fixture
 def market() -> Market:
-    return Market(MarketDataSettings(max_instruments=3))
+    made = Market(MarketDataSettings(max_instruments=3))
+    made.catalog.ready = True
+    return made
 
 
 def begin(market: Market, book: Collected) -> None:
@@ -45,6 +48,15 @@ def test_books_are_kept_by_exchange_and_symbol(market: Market) -> None:
         live = market.book((book.exchange, book.symbol))
         assert (live.state, live.sequence) == (S.ORDER_BOOK_STATE_SYNCED, 1)
     assert market.tally.events == {"order_book": 9}
+
+
+def test_nothing_is_served_before_everything_was_read(market: Market) -> None:
+    begin(market, Collected())
+    market.catalog.ready = False
+    for ask in (market.book, market.trades_of, market.best_bid_offer):
+        with pytest.raises(Unavailable) as caught:
+            ask(KEY)
+        assert caught.value.reason == "STARTING"
 
 
 def test_what_comes_of_too_many_instruments_is_ignored(market: Market) -> None:
@@ -139,6 +151,7 @@ def test_time_lets_go_of_events_and_of_levels_that_nobody_asks_for() -> None:
     market = Market(
         MarketDataSettings(order_book_log=bounds, trade_log=bounds, levels_idle_seconds=30)
     )
+    market.catalog.ready = True
     book = Collected()
     begin(market, book)
     market.on_trade([Stored("market.trade.binance.BTC-USDT", b"\xff")])
