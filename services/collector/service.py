@@ -204,7 +204,7 @@ class CollectorService(BaseService):
     def _on_broker(self, connected: bool, detail: str) -> None:
         if connected:
             self.log.info("broker connected", detail=detail)
-        else:
+        elif not self.stopping.is_set():
             self.log.warning("broker lost; events are buffered", detail=detail)
         now = time.time_ns()
         for venue in self.venues:

@@ -284,18 +284,23 @@ class BookSynchroniser:
         if state == _STALE:
             self._transition(_STALE, reason, detail, now)
 
-    def tick(self, now: int) -> None:
-        """Look after what time alone brings: periodic snapshots, the horizon, the size."""
+    def tick(self, now: int) -> bool:
+        """Look after what time alone brings: periodic snapshots, the horizon, the size.
+
+        Tells whether there was something to do: that takes a millisecond or two.
+        """
         if self.state != _SYNCED or self.muted:
-            return
+            return False
         age = (now - self._snapshot_time) / 1e9
         due = (
             self._policy.every_seconds
             if self._updates_since_snapshot
             else (self._policy.refresh_seconds)
         )
-        if age >= due:
-            self._periodic(now)
+        if age < due:
+            return False
+        self._periodic(now)
+        return True
 
     # What is told
 

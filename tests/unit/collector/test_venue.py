@@ -1,0 +1,175 @@
+"""A venue hands every frame to its instrument, whatever it is, and looks after all of them."""
+
+import asyncio
+import json
+from collections.abc import Coroutine
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from marketprism.collector.v1 import integrity_event_pb2 as integrity
+from marketprism.market.v1 import common_pb2
+from marketprism.market.v1 import order_book_pb2 as pb
+from prometheus_client import CollectorRegistry, Counter
+
+from services.collector.connection import VenueConnectionTask
+from services.collector.feed import InstrumentFeed
+from services.collector.ledger import Ledger
+from services.collector.settings import ExchangeSettings
+from services.collector.synchroniser import SnapshotPolicy
+from services.collector.venue import Venue
+from services.collector.venues.base import BookSnapshot, InstrumentSpec
+from services.collector.venues.binance_spot import BinanceSpot
+from tests.unit.collector.support import diff
+from tests.unit.collector.test_feed import SECOND, T0, Outbox
+
+
+class Publisher(Outbox):
+    """A publisher whose state the test sets."""
+
+    connected = True
+    buffered = 0
+
+    @property
+    def status(self) -> SimpleNamespace:
+        return SimpleNamespace(connected=self.connected, buffered=self.buffered)
+
+
+class Bench:
+    """A venue without tasks: what it would start is kept."""
+
+    def __init__(self, count: int = 1) -> None:
+        self.out = Publisher()
+        self.started: list[str] = []
+        counter = Counter("events", "Entries.", ["exchange", "kind"], registry=CollectorRegistry())
+        ledger = Ledger("col-1", self.out.publish, counter)
+        settings = ExchangeSettings(rest_url="http://x", ws_url="ws://x", symbols=("*",))
+        self.venue = Venue(
+            "binance", BinanceSpot(), settings, None, self.out, ledger,  # type: ignore[arg-type]
+            SnapshotPolicy(every_seconds=30), self.spawn,
+        )  # fmt: skip
+        self.connection = VenueConnectionTask(
+            "binance-1", BinanceSpot(), settings, [f"S{n}USDT" for n in range(count)], self.venue
+        )
+        self.venue.connections.append(self.connection)
+        for number in range(count):
+            feed = InstrumentFeed(
+                InstrumentSpec("binance", f"S{number}-USDT", f"S{number}USDT", "S", "USDT"),
+                BinanceSpot(), self.out, ledger, SnapshotPolicy(every_seconds=30),  # type: ignore[arg-type]
+                self.venue._fetch_snapshot, self.venue._fetch_trades,
+            )  # fmt: skip
+            feed.connection_id = "binance-1"
+            self.venue.feeds[feed.spec.native_symbol] = feed
+            self.venue.by_symbol[feed.spec.symbol] = feed
+
+    def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
+        work.close()
+        self.started.append(name)
+        return SimpleNamespace(cancel=lambda: None)  # type: ignore[return-value]
+
+    def in_step(self) -> None:
+        self.venue.on_subscribed(self.connection, self.connection.native_symbols, T0)
+        for feed in self.feeds:
+            feed.book.on_snapshot(BookSnapshot(100, [("10", "1")], [("11", "1")]), T0)
+            feed.on_diff(diff(101, 101), T0)
+            assert feed.book.in_step
+
+    def frame(self, event: object, stream: str = "s0usdt@depth@100ms") -> None:
+        text = json.dumps({"stream": stream, "data": event}, separators=(",", ":"))
+        self.venue.on_frame(self.connection, text.encode(), T0)
+
+    @property
+    def feeds(self) -> list[InstrumentFeed]:
+        return list(self.venue.feeds.values())
+
+    @property
+    def entries(self) -> list[integrity.IntegrityEvent]:
+        return [integrity.IntegrityEvent.FromString(each) for each in self.out.of("integrity")]
+
+
+def test_books_that_are_due_together_are_repeated_a_few_at_a_time() -> None:
+    bench = Bench(count=100)
+    bench.in_step()
+    begun = len(bench.out.of("order_book_snapshot"))
+    counts = []
+    now = T0 + 31 * SECOND
+    while len(bench.out.of("order_book_snapshot")) < begun + 100:
+        before = len(bench.out.of("order_book_snapshot"))
+        bench.venue._tick(now)
+        counts.append(len(bench.out.of("order_book_snapshot")) - before)
+        now += SECOND // 2
+    assert max(counts) == 2
+    assert len(counts) == 50
+    bench.venue._tick(now)
+    assert len(bench.out.of("order_book_snapshot")) == begun + 100, "each once"
+
+
+def test_a_full_buffer_is_waited_for_before_a_book_speaks_again() -> None:
+    bench = Bench()
+    bench.in_step()
+    (feed,) = bench.feeds
+    feed.on_dropped(feed.key, 3)
+    for connected, buffered in [(False, 0), (True, 5000)]:
+        bench.out.connected, bench.out.buffered = connected, buffered
+        bench.venue._tick(T0 + SECOND)
+        assert feed.book.muted
+    bench.out.connected, bench.out.buffered = True, 10
+    bench.venue._tick(T0 + 2 * SECOND)
+    assert not feed.book.muted
+    assert bench.entries[-1].kind == integrity.INTEGRITY_KIND_DROPPED
+
+
+@pytest.mark.parametrize(
+    ("event", "stream"),
+    [
+        ({"e": "depthUpdate", "s": "OTHER", "U": 1, "u": 1, "b": [], "a": []}, "other@depth@100ms"),
+        (
+            {"e": "trade", "s": "OTHER", "t": 1, "p": "1", "q": "1", "T": 1, "m": True},
+            "other@trade",
+        ),
+        ({"u": 1, "s": "OTHER", "b": "1", "B": "1", "a": "2", "A": "1"}, "other@bookTicker"),
+        ({"e": "kline", "s": "S0USDT"}, "s0usdt@kline_1m"),
+        ({"e": "depthUpdate"}, "other@depth@100ms"),
+    ],
+)
+def test_frames_that_nobody_asked_for_touch_no_book(event: object, stream: str) -> None:
+    bench = Bench()
+    bench.in_step()
+    bench.frame(event, stream)
+    assert bench.feeds[0].book.in_step
+
+
+@pytest.mark.parametrize(
+    "frame", [b"", b"\x00\xff", b"[]", b'{"stream":"s0us', b"null", b"[" * 9999]
+)
+def test_a_frame_that_tells_nothing_is_in_the_ledger_without_an_instrument(frame: bytes) -> None:
+    bench = Bench()
+    bench.in_step()
+    bench.venue.on_frame(bench.connection, frame, T0)
+    entry = bench.entries[-1]
+    assert (entry.kind, entry.symbol) == (integrity.INTEGRITY_KIND_MALFORMED_FRAME, "")
+    assert entry.connection_id == "binance-1"
+    assert bench.connection.malformed == 1
+    assert bench.feeds[0].book.in_step, "the next id of its kind shows what was missed"
+
+
+def test_a_malformed_frame_of_a_book_costs_that_book_only() -> None:
+    bench = Bench(count=2)
+    bench.in_step()
+    bench.frame({"e": "depthUpdate", "U": "x"}, "s1usdt@depth@100ms")
+    assert [feed.book.in_step for feed in bench.feeds] == [True, False]
+    entries = [e for e in bench.entries if e.kind == integrity.INTEGRITY_KIND_MALFORMED_FRAME]
+    assert [(e.symbol, e.event_kind) for e in entries] == [
+        ("S1-USDT", common_pb2.EVENT_KIND_ORDER_BOOK)
+    ]
+
+
+def test_nothing_is_fetched_for_a_book_whose_diffs_do_not_flow() -> None:
+    bench = Bench()
+    bench.in_step()
+    bench.started.clear()
+    bench.venue.on_closed(bench.connection, "cut", T0)
+    bench.feeds[0].book.rebuild(pb.ORDER_BOOK_REASON_REQUESTED, "asked for", T0)
+    assert bench.started == []
+    bench.venue.on_subscribed(bench.connection, ["S0USDT"], T0)
+    assert bench.started == ["snapshot of S0-USDT"]
