@@ -16,6 +16,7 @@ __all__ = ["Level", "OrderBook", "book_digest"]
 
 _CHAR = tuple(chr(value) for value in range(256))
 _CACHE_LIMIT = 50_000
+_ZEROS = frozenset(("0", "0.0", "0.00", "0.000", "0.00000000"))  # how venues delete a level
 _BIDS_TAG = "R"  # field 10, length-delimited, of OrderBookSnapshot and OrderBookUpdate
 _ASKS_TAG = "Z"  # field 11
 
@@ -116,6 +117,7 @@ class OrderBook:
         append = out.append
         prices = _PRICES
         char = _CHAR
+        zeros = _ZEROS
         try:
             for tag, side, changes in (
                 (_BIDS_TAG, self._bids, bids),
@@ -123,6 +125,10 @@ class OrderBook:
             ):
                 for raw_price, raw_quantity in changes:
                     price = prices[raw_price]
+                    if raw_quantity in zeros:
+                        side.pop(price, None)
+                        append(f"{tag}{char[len(price) + 3]}{price}\x12\x010")
+                        continue
                     # canonical_decimal for what venues nearly always send, without the call
                     head, _, tail = raw_quantity.partition(".")
                     if (
