@@ -386,7 +386,7 @@ def test_a_feed_full_of_holes_asks_ever_more_slowly(bench: Bench) -> None:
         assert not bench.feed.book.in_step
     assert attempts[0] == 0
     assert attempts == sorted(attempts)
-    assert attempts[-1] == 5
+    assert attempts[-1] == 3
 
 
 def test_a_book_that_was_in_step_for_long_is_fetched_at_once(bench: Bench) -> None:
