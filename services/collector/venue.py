@@ -39,6 +39,7 @@ __all__ = ["Venue"]
 _INSTRUMENT_REFRESH = 3600.0
 _FLOORS_AT_ONCE = 32
 _HISTORY_ATTEMPTS = 6
+_MALFORMED_TOLD = 20  # malformed frames between two ticks that the ledger tells one by one
 
 
 class Venue:
@@ -81,6 +82,8 @@ class Venue:
         self._disconnections: dict[str, tuple[str, int]] = {}
         self._subscribed: set[str] = set()
         self._unexpected = 0
+        self._malformed_told = 0
+        self._malformed_untold = 0
 
     # Life
 
@@ -243,6 +246,10 @@ class Venue:
         )
 
     def _tick(self, now: int) -> None:
+        if count := self._malformed_untold:
+            self._log.warning("more malformed frames", count=count)
+            self._record_malformed(f"{count} more frames could not be read", count, now)
+        self._malformed_told = self._malformed_untold = 0
         status = self._publisher.status
         roomy = status.connected and status.buffered < 1000
         # Books that came in step together are due together: a few at a time keep frames moving.
@@ -364,20 +371,30 @@ class Venue:
     ) -> None:
         connection.malformed += 1
         feed = self.feeds.get(error.native_symbol)
+        if self._malformed_told >= _MALFORMED_TOLD:
+            # A venue that sends nothing else must not fill the ledger, nor the way to the broker.
+            self._malformed_untold += 1
+            if feed is not None and error.concerns_book:
+                feed.book.on_malformed(str(error), now)
+            return
+        self._malformed_told += 1
         self._log.warning("malformed frame", connection=connection.connection_id, error=str(error))
         if feed is not None:
             feed.on_malformed(str(error), now, concerns_book=error.concerns_book)
         else:
             # Whose frame it was cannot be told; what it held is missed by the next id of its kind.
-            self._ledger.record(
-                integrity.INTEGRITY_KIND_MALFORMED_FRAME,
-                integrity.INTEGRITY_CAUSE_UNDECODABLE,
-                str(error),
-                exchange=self.exchange,
-                now=now,
-                count=1,
-                connection_id=connection.connection_id,
-            )
+            self._record_malformed(str(error), 1, now, connection.connection_id)
+
+    def _record_malformed(self, detail: str, count: int, now: int, connection_id: str = "") -> None:
+        self._ledger.record(
+            integrity.INTEGRITY_KIND_MALFORMED_FRAME,
+            integrity.INTEGRITY_CAUSE_UNDECODABLE,
+            detail,
+            exchange=self.exchange,
+            now=now,
+            count=count,
+            connection_id=connection_id,
+        )
 
     # REST
 

@@ -164,6 +164,23 @@ def test_a_malformed_frame_of_a_book_costs_that_book_only() -> None:
     ]
 
 
+def test_a_flood_of_malformed_frames_does_not_flood_the_ledger() -> None:
+    bench = Bench(count=2)
+    bench.in_step()
+    before = len(bench.entries)
+    for _ in range(1000):
+        bench.venue.on_frame(bench.connection, b"garbage", T0)
+    bench.frame({"e": "depthUpdate", "U": "x"}, "s1usdt@depth@100ms")
+    assert [feed.book.in_step for feed in bench.feeds] == [True, False], "the book is given up"
+    bench.venue._tick(T0 + SECOND)
+    told = [e for e in bench.entries[before:] if e.kind == integrity.INTEGRITY_KIND_MALFORMED_FRAME]
+    assert len(told) == 21
+    assert sum(entry.count for entry in told) == 1001
+    bench.venue.on_frame(bench.connection, b"garbage", T0 + SECOND)
+    bench.venue._tick(T0 + 2 * SECOND)
+    assert bench.entries[-1].count == 1
+
+
 def test_nothing_is_fetched_for_a_book_whose_diffs_do_not_flow() -> None:
     bench = Bench()
     bench.in_step()
