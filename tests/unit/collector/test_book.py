@@ -122,6 +122,61 @@ def test_any_text_as_a_level_is_applied_or_refused(price: str, quantity: str) ->
     assert (level.price, level.quantity) == (canonical_decimal(price), canonical_decimal(quantity))
 
 
+_eight = st.tuples(st.integers(0, 10**24), st.integers(0, 10**8 - 1)).map(
+    lambda parts: f"{parts[0]}.{parts[1]:08d}"
+)
+_odd = st.sampled_from(
+    ["0.00000000", "00.00000000", "007.50000000", ".50000000", ".00000000", "1.2.00000000", "5",
+     "5.", "", "1e3", "-1.00000000", "1.0000000", "1.000000000", "10.00000000", "0.00000010",
+     "٣.00000000", "1\u00b2.00000000", "12345678", "1.00000000 ", "+1.00000000", "0.0", "100"]
+)  # fmt: skip
+
+
+@given(st.lists(st.tuples(prices, st.one_of(_eight, _eight, _odd)), max_size=8))
+def test_one_odd_quantity_among_usual_ones_is_read_or_refused_as_it_would_be_alone(
+    changes: list[tuple[str, str]],
+) -> None:
+    book = OrderBook()
+    book.replace([("3", "1"), ("4", "2")], [])
+    plain = PlainBook()
+    plain.apply([("3", "1"), ("4", "2")], [])
+    try:
+        expected = [(canonical_decimal(p), canonical_decimal(q)) for p, q in changes]
+        if any(quantity.startswith("-") for _, quantity in expected):
+            raise InvalidDecimalError
+    except InvalidDecimalError:
+        with pytest.raises(InvalidDecimalError):
+            book.apply(changes, [])
+        return
+    assert pairs(pb.OrderBookUpdate.FromString(book.apply(changes, [])).bids) == expected
+    plain.apply(expected, [])
+    assert as_decimals(book.bids()) == plain.sorted()[0]
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 10**18), st.sampled_from([0, 1, 5, 8, 18])).map(
+            lambda pair: f"{Decimal(pair[0]).scaleb(-pair[1]):f}"
+        ),
+        min_size=1,
+        max_size=12,
+    )
+)
+def test_prices_of_any_length_are_ordered_by_their_exact_value(texts: list[str]) -> None:
+    # Neighbours that a double cannot tell apart.
+    texts += [f"{text}{'' if '.' in text else '.'}00001" for text in texts if len(text) < 29]
+    book = OrderBook()
+    book.replace([(text, "1") for text in texts], [(text, "1") for text in texts], limit=1)
+    expected = sorted({Decimal(text) for text in texts})
+    assert [Decimal(price) for price, _ in book.asks()] == expected
+    assert [Decimal(price) for price, _ in book.bids()] == expected[::-1]
+    best_bid, best_ask = book.best_bid(), book.best_ask()
+    assert best_bid is not None
+    assert best_ask is not None
+    assert (Decimal(best_ask.price), Decimal(best_bid.price)) == (expected[0], expected[-1])
+    assert (Decimal(book.bid_horizon), Decimal(book.ask_horizon)) == (expected[0], expected[-1])
+
+
 def test_many_different_prices_do_not_fill_memory() -> None:
     from services.collector import book as module
 
