@@ -13,8 +13,8 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from services.collector.capture import CaptureRecord
 from services.collector.settings import RecordingSettings
+from services.shared.capture import CaptureRecord
 
 __all__ = ["Recorder"]
 

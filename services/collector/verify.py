@@ -10,7 +10,6 @@ from urllib.parse import parse_qsl, urlsplit
 from marketprism.market.v1 import order_book_pb2 as pb
 
 from services.collector.book import book_digest
-from services.collector.capture import CaptureRecord, read_capture
 from services.collector.synchroniser import BookSynchroniser, SnapshotPolicy
 from services.collector.venues.base import (
     Acknowledgement,
@@ -26,6 +25,7 @@ from services.collector.venues.base import (
     VenueFault,
 )
 from services.collector.venues.registry import adapter_for_exchange, exchange_for_url, url_host
+from services.shared.capture import CaptureRecord, read_numbered
 from services.shared.errors import InvalidArgument
 
 __all__ = ["CaptureReport", "verify_capture", "verify_captures"]
@@ -107,7 +107,7 @@ class _Verifier:
         def problem(line: int, what: str) -> None:
             self.report.problems.append(f"{self._path.name}:{line}: {what}")
 
-        for number, record in enumerate(read_capture(self._path, problem), 1):
+        for number, record in read_numbered(self._path, problem):
             if on_progress is not None and number % 5000 == 0:
                 on_progress(number)
             if record.kind not in ("ws", "http"):

@@ -1,11 +1,8 @@
-"""Reading a capture of Binance spot traffic: one JSON object a line, gzip or plain.
+"""What a capture of Binance spot traffic holds that can be played.
 
-Each line has `ts` (receive time, Unix seconds or null), `kind` (`ws`, `http`, `ws_open`, `ws_send`,
-`config`), `url`, `conn` and `data`, the raw payload. A line that cannot be used is skipped,
-counted, and the first ones are kept for people to look at.
+A line that cannot be used is skipped, counted, and the first ones are kept for people to look at.
 """
 
-import gzip
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +10,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import msgspec
 
+from services.shared.capture import CaptureRecord, read_numbered
+from services.shared.errors import InvalidArgument
 from services.simulator.fixed import to_units
 
 __all__ = [
@@ -31,16 +30,6 @@ _KEPT_COMPLAINTS = 10
 
 class CaptureError(ValueError):
     """A capture file that cannot be played at all."""
-
-
-class _Line(msgspec.Struct):
-    kind: str
-    ts: float | None = None
-    ts_ns: int | None = None
-    url: str | None = None
-    conn: str | None = None
-    data: str | None = None
-    enc: str | None = None
 
 
 class _Wrapper(msgspec.Struct):
@@ -164,58 +153,39 @@ class CaptureReader:
     def __iter__(self) -> Iterator[CaptureItem]:
         self.malformed = 0
         self.complaints = []
-        number = 0
         try:
-            with self._open() as lines:
-                for number, line in enumerate(lines, 1):
-                    if not line.strip():
-                        continue
-                    try:
-                        item = self._item(line)
-                    except (msgspec.MsgspecError, ValueError, LookupError) as error:
-                        self._complain(number, error)
-                        continue
-                    if item is not None:
-                        yield item
-        except (EOFError, gzip.BadGzipFile) as error:
-            if not number:
-                raise CaptureError(f"{self.path}: not a gzip file: {error}") from error
-            self._complain(number + 1, error)
+            for number, record in read_numbered(self.path, self._complain):
+                try:
+                    item = self._item(record)
+                except (msgspec.MsgspecError, ValueError, LookupError, RecursionError) as error:
+                    self._complain(number, str(error))
+                    continue
+                if item is not None:
+                    yield item
+        except InvalidArgument as error:
+            raise CaptureError(str(error)) from error
 
-    def _open(self) -> "gzip.GzipFile":
-        try:
-            with self.path.open("rb") as file:
-                magic = file.read(2)
-            return (
-                gzip.open(self.path, "rb") if magic == b"\x1f\x8b" else self.path.open("rb")  # type: ignore[return-value]
-            )
-        except OSError as error:
-            raise CaptureError(f"cannot read the capture {self.path}: {error.strerror}") from error
-
-    def _complain(self, number: int, error: Exception) -> None:
+    def _complain(self, number: int, error: str) -> None:
         self.malformed += 1
         if len(self.complaints) < _KEPT_COMPLAINTS:
             self.complaints.append(f"{self.path.name}:{number}: {error}")
 
-    def _item(self, line: bytes) -> CaptureItem | None:
-        record = _line_decoder.decode(line)
+    def _item(self, record: CaptureRecord) -> CaptureItem | None:
         if record.kind not in ("ws", "http"):
             return None
-        if record.data is None or record.enc is not None:
-            raise ValueError("expected a text payload in `data`")
+        payload = record.payload()
         time = record.ts if record.ts_ns is None else record.ts_ns / 1e9
         if record.kind == "ws":
-            return _frame(record.data.encode(), record.url, time)
+            return _frame(payload, record.url, time)
         url = urlsplit(record.url or "")
         if url.path.endswith("/exchangeInfo"):
-            body = record.data.encode()
-            msgspec.json.decode(body)
-            return CapturedInfo(time, body)
+            msgspec.json.decode(payload)
+            return CapturedInfo(time, payload)
         if url.path.endswith("/depth"):
             symbol = parse_qs(url.query).get("symbol")
             if not symbol:
                 raise ValueError(f"expected a depth URL with a symbol, got {record.url}")
-            told = _snapshot_decoder.decode(record.data)
+            told = _snapshot_decoder.decode(payload)
             return CapturedSnapshot(
                 time,
                 symbol[0].upper(),
@@ -226,7 +196,6 @@ class CaptureReader:
         return None
 
 
-_line_decoder = msgspec.json.Decoder(_Line)
 _wrapper_decoder = msgspec.json.Decoder(_Wrapper)
 _event_decoder = msgspec.json.Decoder(_Event)
 _depth_decoder = msgspec.json.Decoder(_Depth)

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.collector.capture import read_capture
 from services.collector.venues.base import (
     Acknowledgement,
     Goodbye,
@@ -24,6 +23,7 @@ from services.collector.venues.base import (
     VenueFault,
 )
 from services.collector.venues.binance_spot import BinanceSpot, DepthUpdate
+from services.shared.capture import read_capture
 from services.shared.decimals import canonical_decimal
 from tests.unit.collector.support import captures
 

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.collector import recording
-from services.collector.capture import CaptureRecord, read_capture
 from services.collector.recording import Recorder
 from services.collector.settings import RecordingSettings
+from services.shared.capture import CaptureRecord, read_capture
 from services.shared.errors import InvalidArgument
 
 NOW = 1_700_000_000_123_456_789

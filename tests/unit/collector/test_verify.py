@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from services.collector.book import book_digest
-from services.collector.capture import read_capture
 from services.collector.synchroniser import BookSynchroniser, SnapshotPolicy
 from services.collector.venues.base import RestRequest
 from services.collector.venues.binance_spot import BinanceSpot, DepthUpdate
 from services.collector.verify import verify_capture, verify_captures
+from services.shared.capture import read_capture
 from services.shared.errors import InvalidArgument
 from tests.unit.collector.support import Subscriber, captures
 

@@ -142,7 +142,7 @@ async def test_a_capture_cut_off_in_the_middle_plays_as_far_as_it_goes(tmp_path:
 
 
 def test_what_is_no_capture_is_refused_with_a_reason(tmp_path: Path) -> None:
-    with pytest.raises(CaptureError, match="cannot read"):
+    with pytest.raises(CaptureError, match="No such file"):
         CaptureMarket(tmp_path / "missing.jsonl")
     with pytest.raises(CaptureError, match="none that can be played"):
         CaptureMarket(_write(tmp_path / "empty.jsonl", []))

@@ -17,7 +17,7 @@ import msgspec
 
 from services.shared.errors import InvalidArgument
 
-__all__ = ["CaptureRecord", "read_capture"]
+__all__ = ["CaptureRecord", "read_capture", "read_numbered"]
 
 
 class CaptureRecord(msgspec.Struct, gc=False, frozen=True, omit_defaults=True):
@@ -63,7 +63,15 @@ _decode = msgspec.json.Decoder(CaptureRecord).decode
 def read_capture(
     path: Path, on_malformed: Callable[[int, str], None] | None = None
 ) -> Iterator[CaptureRecord]:
-    """Read a capture line by line, compressed or not.
+    """Read a capture's records; see `read_numbered`."""
+    for _, record in read_numbered(path, on_malformed):
+        yield record
+
+
+def read_numbered(
+    path: Path, on_malformed: Callable[[int, str], None] | None = None
+) -> Iterator[tuple[int, CaptureRecord]]:
+    """Read a capture line by line, compressed or not; gives line numbers and records.
 
     A malformed line is told to `on_malformed(line number, what)` and skipped; so is a file that
     ends in the middle of its compressed data, after everything that could be read. Raises
@@ -99,4 +107,4 @@ def read_capture(
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 complain(number, f"expected a capture record, got {line[:80]!r}: {error}")
                 continue
-            yield record
+            yield number, record
