@@ -210,15 +210,20 @@ class VenueConnectionTask:
             )
 
     async def _watch(self) -> None:
+        # By a clock that nobody sets: a step of the system's time is not silence.
         limit = self._settings.silence_seconds
+        frames, since = self.frames, time.monotonic()
         while True:
-            now = time.time_ns()
-            silent = (now - self.last_frame_time) / 1e9
+            await asyncio.sleep(limit / 4)
+            now = time.monotonic()
+            if self.frames != frames:
+                frames, since = self.frames, now
+                continue
+            silent = now - since
             if silent >= 2 * limit:
                 raise _RestartError(f"no frame for {silent:.1f} s", _NETWORK)
             if silent >= limit:
-                self._handler.on_silent(self, silent, now)
-            await asyncio.sleep(limit / 4)
+                self._handler.on_silent(self, silent, time.time_ns())
 
     def _set_state(self, state: "pb.ConnectionState.ValueType") -> None:
         self.state = state

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -279,6 +280,25 @@ async def test_a_silent_connection_is_told_and_then_opened_anew() -> None:
         await _until(lambda: told.opened >= 2)
         assert told.silent >= 1
         assert "no frame for" in told.closed[0]
+
+
+async def test_a_clock_that_is_set_is_not_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def handler(socket: ServerConnection) -> None:
+        await _acknowledge(socket)
+        while True:
+            await socket.send("{}")
+            await asyncio.sleep(0.02)
+
+    async with (
+        ws_server(handler) as url,
+        running(url, silence_seconds=0.4) as (_, told),
+    ):
+        await _until(lambda: len(told.frames) > 5)
+        now = time.time_ns
+        monkeypatch.setattr(time, "time_ns", lambda: now() + 3600 * 10**9)
+        seen = len(told.frames)
+        await _until(lambda: len(told.frames) > seen + 30)
+        assert (told.silent, told.closed, told.opened) == (0, [], 1)
 
 
 async def test_an_acknowledgement_of_nothing_or_of_another_connection_means_nothing() -> None:
