@@ -1,6 +1,7 @@
 """The gRPC view of the broker: streams, consumers, servers, use."""
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from operator import itemgetter
 from typing import Any, NoReturn, TypeAlias
 
 import grpc
@@ -20,13 +21,12 @@ from services.shared.errors import (
 )
 from services.shared.jetstream import JetStreamError, list_streams, stream_info
 from services.shared.jetstream.api import STREAM_NOT_FOUND, api_request, list_consumers
+from services.shared.paging import list_page
 
 __all__ = ["BrokerServicer"]
 
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 _CONSUMER_NOT_FOUND = 10014
-_DEFAULT_PAGE = 100
-_MAX_PAGE = 1000
 
 
 class BrokerServicer(broker_service_pb2_grpc.BrokerServiceServicer):
@@ -43,16 +43,15 @@ class BrokerServicer(broker_service_pb2_grpc.BrokerServiceServicer):
         """Give streams by name."""
         connection = self._keeper.connection
         infos = await list_streams(connection, subject=request.subject)
-        by_name = {str(info["config"]["name"]): info for info in infos}
-        names, token = _page(by_name, request.page_size, request.page_token)
+        page, token = _list_page(infos, _stream_name, request, ("streams", request.subject))
         return pb.ListStreamsResponse(
             streams=[
                 convert.stream(
-                    by_name[name],
+                    info,
                     server=connection.server_name,
-                    managed=name in self._settings.streams,
+                    managed=_stream_name(info) in self._settings.streams,
                 )
-                for name in names
+                for info in page
             ],
             next_page_token=token,
         )
@@ -85,12 +84,9 @@ class BrokerServicer(broker_service_pb2_grpc.BrokerServiceServicer):
             if error.code == STREAM_NOT_FOUND:
                 raise _no_stream(stream) from None
             raise
-        by_name = {str(info["name"]): info for info in infos}
-        names, token = _page(by_name, request.page_size, request.page_token)
+        page, token = _list_page(infos, _consumer_name, request, ("consumers", stream))
         return pb.ListConsumersResponse(
-            consumers=[
-                convert.consumer(by_name[name], server=connection.server_name) for name in names
-            ],
+            consumers=[convert.consumer(info, server=connection.server_name) for info in page],
             next_page_token=token,
         )
 
@@ -217,13 +213,23 @@ def _name(value: str, field: str) -> str:
     return value
 
 
-def _page(names: Iterable[str], size: int, token: str) -> tuple[list[str], str]:
-    """Give the names of one page and the token of the next: the last name before it."""
-    if not 0 <= size <= _MAX_PAGE:
-        raise _invalid("page_size", f"expected 1 to {_MAX_PAGE}, or 0 for {_DEFAULT_PAGE}", size)
-    after = sorted(name for name in names if name > token)
-    page = after[: size or _DEFAULT_PAGE]
-    return page, page[-1] if len(page) < len(after) else ""
+def _stream_name(info: Mapping[str, Any]) -> str:
+    return str(info["config"]["name"])
+
+
+def _consumer_name(info: Mapping[str, Any]) -> str:
+    return str(info["name"])
+
+
+def _list_page(
+    infos: Iterable[Mapping[str, Any]],
+    name_of: Callable[[Mapping[str, Any]], str],
+    request: pb.ListStreamsRequest | pb.ListConsumersRequest,
+    scope: object,
+) -> tuple[list[Mapping[str, Any]], str]:
+    """Give a page of what JetStream told, by name, and the token of the next."""
+    by_name = sorted((((name_of(info),), info) for info in infos), key=itemgetter(0))
+    return list_page(by_name, request.page_size, request.page_token, scope)
 
 
 def _invalid(field: str, expected: str, value: object) -> InvalidArgument:

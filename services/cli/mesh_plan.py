@@ -28,7 +28,7 @@ from services.cli.supervisor import Part
 from services.cli.venue import VenueOptions, collector_environment
 from services.shared.errors import StartupError
 from services.shared.process import http_ready
-from services.shared.settings import CONFIG_DIR_VARIABLE, ENV_PREFIX
+from services.shared.settings import CONFIG_DIR_VARIABLE, ENV_PREFIX, reachable
 
 __all__ = ["MeshOptions", "MeshPlan", "Mode", "check_ports", "make_plan"]
 
@@ -200,7 +200,7 @@ def _parts(plan: MeshPlan) -> list[Part]:
     limit = plan.options.ready_seconds
     if simulated is not None:
         port = next(use.port for use in plan.uses if use.part == SIMULATOR)
-        rest_url = f"http://{_join(_reachable(simulated.host), port)}"
+        rest_url = f"http://{_join(reachable(simulated.host), port)}"
         parts.append(
             Part(
                 name=SIMULATOR,
@@ -264,7 +264,7 @@ def _explainer(urls: Sequence[str]) -> Callable[[], Awaitable[str]]:
 
 def _health_url(plan: MeshPlan, name: str) -> str:
     mesh = plan.configuration.mesh
-    return f"http://{_join(_reachable(mesh.host), mesh.service(name).http_port)}/health"
+    return f"http://{_join(reachable(mesh.host), mesh.service(name).http_port)}/health"
 
 
 def _told_ports(plan: MeshPlan, name: str) -> str:
@@ -278,11 +278,6 @@ def _told_ports(plan: MeshPlan, name: str) -> str:
     if listeners:
         told.append(f"Envoy {' '.join(listeners)}")
     return ", ".join(told)
-
-
-def _reachable(host: str) -> str:
-    """Give the address under which this machine reaches what listens on `host`."""
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared only
 
 
 def _join(host: str, port: int) -> str:

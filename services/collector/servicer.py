@@ -1,8 +1,8 @@
 """gRPC face of the collector."""
 
-import base64
 import time
 from collections import Counter
+from operator import itemgetter
 from typing import Any, TypeAlias
 
 import grpc
@@ -12,15 +12,13 @@ from marketprism.market.v1 import order_book_pb2 as book_pb
 
 from services.collector.feed import InstrumentFeed
 from services.collector.venue import Venue
-from services.shared.errors import FieldViolation, InvalidArgument, NotFound
+from services.shared.errors import NotFound
+from services.shared.paging import list_page
 from services.shared.publisher import Publisher
 
 __all__ = ["CollectorServicer", "status_message"]
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
-
-_DEFAULT_PAGE = 100
-_MAX_PAGE = 1000
 
 
 def status_message(
@@ -71,25 +69,22 @@ class CollectorServicer(pb_grpc.CollectorServiceServicer):
         self, request: pb.ListInstrumentStatesRequest, context: Context
     ) -> pb.ListInstrumentStatesResponse:
         """Answer with a page of instrument states."""
-        size = request.page_size
-        if not 0 <= size <= _MAX_PAGE:
-            raise _invalid("page_size", f"expected 1 to {_MAX_PAGE}, or 0 for 100; got {size}")
-        after = _read_token(request.page_token)
         feeds = sorted(
             (
-                feed
+                ((feed.spec.exchange, feed.spec.symbol), feed)
                 for venue in self._venues
-                if not request.exchange or venue.exchange == request.exchange
+                if request.exchange in ("", venue.exchange)
                 for feed in venue.feeds.values()
             ),
-            key=lambda feed: (feed.spec.exchange, feed.spec.symbol),
+            key=itemgetter(0),
         )
-        rest = [feed for feed in feeds if feed.key > after]
-        page = rest[: size or _DEFAULT_PAGE]
+        page, token = list_page(
+            feeds, request.page_size, request.page_token, ("instruments", request.exchange)
+        )
         now = time.time_ns()
         return pb.ListInstrumentStatesResponse(
             instruments=[_state(feed, now) for feed in page],
-            next_page_token=_write_token(page[-1].key) if len(page) < len(rest) else "",
+            next_page_token=token,
         )
 
     async def Resync(  # noqa: N802 - named by the contract
@@ -136,23 +131,4 @@ def _state(feed: InstrumentFeed, now: int) -> pb.InstrumentState:
         bid_levels=book.book.bid_count,
         ask_levels=book.book.ask_count,
         connection_id=feed.connection_id,
-    )
-
-
-def _write_token(key: str) -> str:
-    return base64.urlsafe_b64encode(key.encode()).decode()
-
-
-def _read_token(token: str) -> str:
-    try:
-        return base64.b64decode(token, altchars=b"-_", validate=True).decode()
-    except ValueError:  # also what base64 and UTF-8 raise
-        raise _invalid(
-            "page_token", "expected next_page_token of an earlier answer, unchanged"
-        ) from None
-
-
-def _invalid(field: str, description: str) -> InvalidArgument:
-    return InvalidArgument(
-        f"{field}: {description}", violations=[FieldViolation(field, description)]
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from services.gateway.contract import Contract, MethodSet, Service, allowed_methods
 from services.gateway.settings import GatewaySettings, ListenerSettings, UpstreamSettings
 from services.shared.errors import ConfigError
-from services.shared.settings import MeshSettings
+from services.shared.settings import MeshSettings, reachable
 
 __all__ = ["Address", "Cluster", "EnvoyPlan", "Listener", "Ports", "Route", "make_plan"]
 
@@ -160,7 +160,7 @@ def make_plan(
     """
     endpoints_dir = directory / "endpoints"
     enabled = {name: item for name, item in settings.upstreams.items() if item.enabled}
-    near = _reachable(mesh.host)
+    near = reachable(mesh.host)
     clusters: list[Cluster] = [
         _cluster(GATEWAY, Address(near, ports.gateway_grpc), endpoints_dir, grpc=True),
         _cluster(f"{GATEWAY}_http", Address(near, ports.gateway_http), endpoints_dir),
@@ -190,7 +190,7 @@ def _addresses(
     name: str, upstream: UpstreamSettings, mesh: MeshSettings
 ) -> tuple[Address, Address]:
     usual = mesh.service(name)
-    host = upstream.host or _reachable(mesh.host)
+    host = upstream.host or reachable(mesh.host)
     found = []
     for key, port in (
         ("grpc_port", upstream.grpc_port or usual.grpc_port),
@@ -205,11 +205,6 @@ def _addresses(
             )
         found.append(Address(host, port))
     return found[0], found[1]
-
-
-def _reachable(host: str) -> str:
-    """Give where a server is reached that binds `host`: one bound to all addresses, on loopback."""
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - not bound here
 
 
 def _cluster(name: str, address: Address, endpoints_dir: Path, *, grpc: bool = False) -> Cluster:

@@ -16,7 +16,6 @@ from services.marketdata.levels import MalformedLevelError
 from services.marketdata.live_book import LiveBook
 from services.marketdata.live_trades import trades_field
 from services.marketdata.market import Market
-from services.marketdata.paging import page_after, read_token, write_token
 from services.marketdata.settings import StreamSettings
 from services.marketdata.streams import Streams
 from services.marketdata.validators import (
@@ -24,10 +23,10 @@ from services.marketdata.validators import (
     check_depth,
     check_instrument_kind,
     check_states,
-    page_size,
 )
 from services.marketdata.wire import field, varint
 from services.shared.errors import Unavailable, Unimplemented
+from services.shared.paging import page_after, page_size, read_token, write_token
 
 __all__ = ["SERVICE", "MarketDataServicer"]
 

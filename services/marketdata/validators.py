@@ -17,7 +17,6 @@ __all__ = [
     "check_instrument_kind",
     "check_states",
     "heartbeat_seconds",
-    "page_size",
     "resume_point",
 ]
 
@@ -25,8 +24,6 @@ MAX_DEPTH = 10_000
 """Most levels a side that can be asked for."""
 
 _MAX_BATCH = 100
-_MAX_PAGE = 1000
-_DEFAULT_PAGE = 100
 _MIN_HEARTBEAT = 0.1
 _MAX_HEARTBEAT = 60.0
 
@@ -41,13 +38,6 @@ def check_batch_size(count: int) -> None:
     """Check the number of books of one call: 1 to 100."""
     if count > _MAX_BATCH:
         raise _invalid("instruments", f"expected 1 to {_MAX_BATCH} instruments", count)
-
-
-def page_size(size: int) -> int:
-    """Give the page size: 1 to 1000, 100 for 0."""
-    if not 0 <= size <= _MAX_PAGE:
-        raise _invalid("page_size", f"expected 1 to {_MAX_PAGE}, or 0 for {_DEFAULT_PAGE}", size)
-    return size or _DEFAULT_PAGE
 
 
 def check_states(states: Iterable[int]) -> None:

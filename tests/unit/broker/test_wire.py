@@ -4,7 +4,6 @@ import asyncio
 
 import pytest
 
-from services.broker.rpc import _page
 from services.shared.errors import InvalidArgument
 from services.shared.jetstream import Connection, message_headers, server_urls, subject_matches
 from services.shared.jetstream.consumer import places
@@ -153,13 +152,3 @@ def test_nothing_behind_a_refused_message_counts_as_stored() -> None:
     lane.refused[5] = (10077, "no space")
     assert lane.acknowledge(9, 2.0) == 4
     assert [each.number for each in lane.unacknowledged] == [5, 6, 7, 8, 9, 10]
-
-
-def test_pages_of_names() -> None:
-    names = [f"s{number}" for number in range(5)]
-    assert _page(names, 2, "") == (["s0", "s1"], "s1")
-    assert _page(names, 2, "s1") == (["s2", "s3"], "s3")
-    assert _page(names, 2, "s3") == (["s4"], "")
-    assert _page(names, 0, "") == (names, "")
-    with pytest.raises(InvalidArgument, match="page_size: expected 1 to 1000"):
-        _page(names, -1, "")

@@ -11,8 +11,8 @@ from marketprism.market.v1 import market_data_service_pb2 as pb
 from marketprism.market.v1 import order_book_pb2
 
 from services.marketdata import validators
-from services.marketdata.paging import page_after, read_token, write_token
 from services.shared.errors import InvalidArgument
+from services.shared.paging import page_after, read_token, write_token
 
 keys = st.tuples(st.text(max_size=3), st.text(max_size=3))
 
@@ -76,13 +76,6 @@ def test_depth(depth: int, is_valid: bool) -> None:
     with pytest.raises(InvalidArgument, match=f"got {depth}") as caught:
         validators.check_depth(depth)
     assert [v.field for v in caught.value.violations] == ["depth"]
-
-
-def test_page_size() -> None:
-    assert [validators.page_size(n) for n in (0, 1, 1000)] == [100, 1, 1000]
-    for wrong in (-1, 1001):
-        with pytest.raises(InvalidArgument):
-            validators.page_size(wrong)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Page tokens: opaque to clients, bound to the request's filter, holding only a place."""
+"""Pages of lists: their size, and tokens that are opaque, bound to the filter, and hold a place."""
 
 import base64
 import binascii
@@ -9,9 +9,37 @@ from typing import Any, TypeVar
 
 from services.shared.errors import FieldViolation, InvalidArgument
 
-__all__ = ["page_after", "read_token", "write_token"]
+__all__ = ["list_page", "page_after", "page_size", "read_token", "write_token"]
 
 _T = TypeVar("_T")
+_Key = tuple[str, ...]
+_DEFAULT_PAGE = 100
+_MAX_PAGE = 1000
+
+
+def list_page(
+    keyed: Iterable[tuple[_Key, _T]], size: int, token: str, scope: object
+) -> tuple[list[_T], str]:
+    """Give a page of values, and the token of the next page, empty on the last.
+
+    `size` and `token` are the request's page_size and page_token, `scope` is what a token is bound
+    to, such as the name of the list and the request's filter. Keys are in rising order, all of one
+    length. Raises `InvalidArgument`.
+    """
+    page, place = page_after(keyed, read_token(token, scope), page_size(size))
+    return page, "" if place is None else write_token(scope, place)
+
+
+def page_size(size: int) -> int:
+    """Give the number of items on a page: 1 to 1000, 100 for 0. Raises `InvalidArgument`."""
+    if not 0 <= size <= _MAX_PAGE:
+        description = f"expected 1 to {_MAX_PAGE}, or 0 for {_DEFAULT_PAGE}, got {size}"
+        raise InvalidArgument(
+            f"page_size: {description}",
+            violations=(FieldViolation("page_size", description, "OUT_OF_RANGE"),),
+            metadata={"field": "page_size"},
+        )
+    return size or _DEFAULT_PAGE
 
 
 def write_token(scope: object, place: object) -> str:
@@ -38,7 +66,7 @@ def read_token(token: str, scope: object) -> Any:
 
 
 def page_after(
-    keyed: Iterable[tuple[tuple[str, str], _T]], place: object, size: int
+    keyed: Iterable[tuple[_Key, _T]], place: object, size: int
 ) -> tuple[list[_T], list[str] | None]:
     """Give the first `size` values whose keys are behind `place`, and the next place.
 
@@ -46,7 +74,7 @@ def page_after(
     """
     after = _key(place)
     page: list[_T] = []
-    last: tuple[str, str] | None = None
+    last: _Key | None = None
     for key, value in _behind(keyed, after):
         if len(page) == size:
             return page, list(last or key)
@@ -55,19 +83,19 @@ def page_after(
     return page, None
 
 
-def _behind(
-    keyed: Iterable[tuple[tuple[str, str], _T]], after: tuple[str, str] | None
-) -> Iterator[tuple[tuple[str, str], _T]]:
+def _behind(keyed: Iterable[tuple[_Key, _T]], after: _Key | None) -> Iterator[tuple[_Key, _T]]:
     for key, value in keyed:
+        if after is not None and len(after) != len(key):
+            raise _bad_token("expected next_page_token of an earlier answer, unchanged")
         if after is None or key > after:
             yield key, value
 
 
-def _key(place: object) -> tuple[str, str] | None:
+def _key(place: object) -> _Key | None:
     if place is None:
         return None
-    if isinstance(place, list) and len(place) == 2 and all(isinstance(p, str) for p in place):
-        return place[0], place[1]
+    if isinstance(place, list) and place and all(isinstance(part, str) for part in place):
+        return tuple(place)
     raise _bad_token("expected next_page_token of an earlier answer, unchanged")
 
 
