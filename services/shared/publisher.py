@@ -167,7 +167,7 @@ class Publisher:
     ) -> bool:
         """Queue a message; never waits and never raises for what the broker does.
 
-        `message_id` becomes `Nats-Msg-Id` and must be unique within the stream. Messages with a
+        `message_id` becomes `Nats-Msg-Id`: printable, and unique within the stream. Messages with a
         `droppable_key` may be given up together when the room is full (see `on_dropped`). Gives
         False when this message was not taken, which the callbacks told already.
         """
@@ -180,9 +180,10 @@ class Publisher:
             if self._session is not None:
                 self._session.prepare(lane)
         if not (
+            # Ids hold symbols, and venues list some that are not ASCII.
             0 < len(message_id) <= _MAX_MESSAGE_ID
-            and message_id.isascii()
             and message_id.isprintable()
+            and message_id == message_id.strip()
         ):
             self._refuse(subject, message_id, "INVALID_MESSAGE_ID", droppable_key)
             return False

@@ -448,14 +448,32 @@ async def test_bad_subjects_and_ids_are_refused_and_told(
     for subject in ("", "market.trade.*", "market..x", "market.x y", "market.x\r\nPUB y 0", ">"):
         assert not publisher.publish(subject, b"x", "id-1")
         assert told.pop() == (subject, "INVALID_SUBJECT")
-    for ident in ("", "a\r\nb: c", "ü", "x" * 2000):
+    for ident in ("", "a\r\nb: c", "a\u2028b", "\ud800", " a", "x" * 2000):
         assert not publisher.publish("market.trade.x", b"x", ident)
         assert told.pop() == ("market.trade.x", "INVALID_MESSAGE_ID")
     assert publisher.publish("market.trade.x", b"x", "id-1")
     assert await publisher.drain(5)
-    assert publisher.status.refused == 10
+    assert publisher.status.refused == 12
     with pytest.raises(InvalidArgument, match="expected a NATS address"):
         Publisher("http://127.0.0.1:4222")
+
+
+async def test_symbols_that_are_not_ascii_are_stored_once_like_any_other(
+    nats: NatsServer, publishers: list[Publisher]
+) -> None:
+    await make_stream(nats.url, "TRADE", "market.trade.>", duplicate_window=60_000_000_000)
+    subject = TRADE.format("币安人生")
+    publisher = await open_publisher(publishers, nats.url)
+    for number in (0, 1, 1, 2):
+        assert publisher.publish(subject, b"%d" % number, f"simulated.币安人生-USDT.t-{number}")
+        publisher.publish(TRADE.format("BTC"), b"x", f"b-{number}")
+    assert await publisher.drain(5)
+    messages = [m for m in await read_all(nats.url, "TRADE") if m.subject == subject]
+    assert [message.payload for message in messages] == [b"0", b"1", b"2"]
+    assert messages[0].headers == {"Nats-Msg-Id": "simulated.币安人生-USDT.t-0"}
+    newest = await publisher.last_message(subject)
+    assert newest is not None
+    assert newest.message_id == "simulated.币安人生-USDT.t-2"
 
 
 async def test_the_last_message_of_a_subject_can_be_read(

@@ -120,7 +120,10 @@ class Lane:
             else:
                 break
             payload = entry.payload
-            header = _ID_OVERHEAD + len(entry.message_id)
+            message_id = entry.message_id
+            header = _ID_OVERHEAD + (
+                len(message_id) if message_id.isascii() else len(message_id.encode())
+            )
             total = header + len(payload)
             if total > max_payload:
                 refuse(entry)
@@ -129,7 +132,7 @@ class Lane:
             operation = _OPERATION_APPEND if number > 1 else _OPERATION_START
             frames.append(
                 f"HPUB {entry.subject} {prefix}{number}.{operation}.$FI {header} {total}\r\n"
-                f"NATS/1.0\r\nNats-Msg-Id: {entry.message_id}\r\n\r\n".encode()
+                f"NATS/1.0\r\nNats-Msg-Id: {message_id}\r\n\r\n".encode()
             )
             frames.append(payload)
             frames.append(b"\r\n")
