@@ -19,7 +19,14 @@ from services.shared.jetstream import (
     last_per_subject,
 )
 from services.shared.publisher import Publisher
-from tests.integration.nats_tools import Relay, call, make_stream, nats_server, until
+from tests.integration.nats_tools import (
+    Relay,
+    call,
+    connected,
+    make_stream,
+    nats_server,
+    until,
+)
 
 TRADE = "market.trade.simulated.{}-USDT"
 
@@ -346,6 +353,21 @@ async def test_a_slow_handler_slows_the_server_down_and_loses_nothing(
         assert handled == list(range(1, count + 1))
         assert most_waiting * size < 2 * 1024 * 1024
         assert reading.interruptions == []
+
+
+async def test_a_subject_that_is_not_utf8_holds_nobody_up(
+    nats: NatsServer, publisher: Publisher
+) -> None:
+    async with connected(nats.url) as connection:
+        connection.write(b"PUB market.trade.\xff\xfe 1\r\n0\r\n")
+        await connection.flush()
+    await publish(publisher, 1, 10)
+    async with Reading(nats.url, StartAt.all()) as reading:
+        await until(lambda: len(reading.messages) == 11, "all come")
+        assert reading.messages[0].subject == r"market.trade.\xff\xfe"
+        assert reading.interruptions == []
+    newest = await last_per_subject(nats.url, "TRADE", "market.trade.>")
+    assert newest[0].subject == r"market.trade.\xff\xfe"
 
 
 async def test_batches_can_be_iterated(nats: NatsServer, publisher: Publisher) -> None:

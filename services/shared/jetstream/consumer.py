@@ -8,7 +8,7 @@ from typing import Any
 from services.shared.errors import NotFound
 from services.shared.jetstream.api import STREAM_NOT_FOUND, JetStreamError, api_request
 from services.shared.jetstream.connection import Connection, ConnectionLost, server_urls
-from services.shared.jetstream.messages import Message
+from services.shared.jetstream.messages import Message, subject_text
 
 __all__ = ["HEARTBEAT", "consumer_config", "create_consumer", "last_per_subject", "places"]
 
@@ -58,7 +58,7 @@ async def last_per_subject(
             if reply:
                 connection.publish(reply.decode())
             return
-        messages.append(Message(subject.decode(), payload, places(reply)[0], header))
+        messages.append(Message(subject_text(subject), payload, places(reply)[0], header))
         if len(messages) >= wanted and not done.done():
             done.set_result(None)
 

@@ -6,7 +6,12 @@ from typing import NamedTuple
 
 from services.shared.jetstream.api import message_headers
 
-__all__ = ["Message", "ReaderStatus", "StartAt"]
+__all__ = ["Message", "ReaderStatus", "StartAt", "subject_text"]
+
+
+def subject_text(subject: bytes) -> str:
+    """Give a subject as text; what is not UTF-8, which NATS takes from anybody, is escaped."""
+    return subject.decode(errors="backslashreplace")
 
 
 class Message(NamedTuple):

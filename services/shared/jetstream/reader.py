@@ -24,7 +24,7 @@ from services.shared.jetstream.consumer import (
     create_consumer,
     places,
 )
-from services.shared.jetstream.messages import Message, ReaderStatus, StartAt
+from services.shared.jetstream.messages import Message, ReaderStatus, StartAt, subject_text
 from services.shared.log import get_logger
 
 __all__ = ["StreamReader"]
@@ -287,7 +287,7 @@ class StreamReader:
             return
         self._consumer_sequence = consumer_sequence
         self._position = position
-        self._batch.append(Message(subject.decode(), payload, position, header))
+        self._batch.append(Message(subject_text(subject), payload, position, header))
         self._batch_bytes += len(payload) + len(header) + 200
 
     def _on_status(self, reply: bytes, header: bytes) -> None:
