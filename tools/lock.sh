@@ -1,5 +1,5 @@
 #!/bin/sh
-# Resolve pyproject.toml into the two lock files, with hashes and without naming an index.
+# Resolve pyproject.toml into the lock files, with hashes and without naming an index.
 # `make lock` runs it; the lock files are never edited by hand.
 set -eu
 cd "$(dirname "$0")/.."
@@ -10,4 +10,5 @@ compile() {
         --custom-compile-command "make lock" "$@"
 }
 compile --output-file requirements.lock pyproject.toml
-compile --extra dev --output-file requirements-dev.lock pyproject.toml
+compile --group tools --output-file requirements-tools.lock
+compile --extra dev --group tools --output-file requirements-dev.lock pyproject.toml
