@@ -2,6 +2,7 @@
 
 import asyncio
 import fnmatch
+import re
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
@@ -40,6 +41,8 @@ _INSTRUMENT_REFRESH = 3600.0
 _FLOORS_AT_ONCE = 32
 _HISTORY_ATTEMPTS = 6
 _MALFORMED_TOLD = 20  # malformed frames between two ticks that the ledger tells one by one
+# A symbol is one word of a subject, whatever the venue calls its currencies.
+_SYMBOL = re.compile(r"[^\s.*>]{1,100}")
 
 
 class Venue:
@@ -123,17 +126,30 @@ class Venue:
             await asyncio.sleep(delay)
 
     def _choose(self, specs: Sequence[InstrumentSpec]) -> list[InstrumentSpec]:
-        chosen = [
-            spec
-            for spec in specs
-            if spec.trading
-            and any(fnmatch.fnmatchcase(spec.symbol, wanted) for wanted in self.settings.symbols)
-        ]
-        known = {spec.symbol for spec in chosen}
+        known: dict[str, InstrumentSpec] = {}
+        for spec in specs:
+            if not spec.trading or not any(
+                fnmatch.fnmatchcase(spec.symbol, wanted) for wanted in self.settings.symbols
+            ):
+                continue
+            if _SYMBOL.fullmatch(spec.symbol) is None or not spec.symbol.isprintable():
+                self._log.error(
+                    "not collected: expected a symbol without spaces, dots, * and >",
+                    symbol=repr(spec.symbol)[:200],
+                )
+            elif spec.symbol in known:
+                self._log.error(
+                    "not collected: another instrument has this symbol",
+                    symbol=spec.symbol,
+                    native_symbol=spec.native_symbol,
+                    other=known[spec.symbol].native_symbol,
+                )
+            else:
+                known[spec.symbol] = spec
         for wanted in self.settings.symbols:
             if not any(sign in wanted for sign in "*?[") and wanted not in known:
                 self._log.warning("no such instrument trades at the venue", symbol=wanted)
-        return sorted(chosen, key=lambda spec: spec.symbol)
+        return [known[symbol] for symbol in sorted(known)]
 
     async def _make_feeds(self, specs: Sequence[InstrumentSpec]) -> None:
         now = time.time_ns()

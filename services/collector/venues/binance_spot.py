@@ -246,7 +246,7 @@ class BinanceSpot:
         if not data.startswith(_COMBINED):
             return "", ""
         name, _, _ = data[len(_COMBINED) : len(_COMBINED) + 80].partition(b'"')
-        symbol, at, kind = name.decode("ascii", "ignore").partition("@")
+        symbol, at, kind = name.decode(errors="ignore").partition("@")
         return (symbol.upper(), kind) if at else ("", "")
 
     def subscribe_frames(

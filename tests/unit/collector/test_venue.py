@@ -75,7 +75,9 @@ class Bench:
             assert feed.book.in_step
 
     def frame(self, event: object, stream: str = "s0usdt@depth@100ms") -> None:
-        text = json.dumps({"stream": stream, "data": event}, separators=(",", ":"))
+        text = json.dumps(
+            {"stream": stream, "data": event}, separators=(",", ":"), ensure_ascii=False
+        )
         self.venue.on_frame(self.connection, text.encode(), T0)
 
     @property
@@ -190,3 +192,33 @@ def test_nothing_is_fetched_for_a_book_whose_diffs_do_not_flow() -> None:
     assert bench.started == []
     bench.venue.on_subscribed(bench.connection, ["S0USDT"], T0)
     assert bench.started == ["snapshot of S0-USDT"]
+
+
+def spec(base: str, native: str, *, trading: bool = True) -> InstrumentSpec:
+    return InstrumentSpec("binance", f"{base}-USDT", native, base, "USDT", trading=trading)
+
+
+@pytest.mark.parametrize("base", ["A.B", "A B", "A*", ">", "A\u2028", "A\x00", "\ud800", "A" * 200])
+def test_a_symbol_that_is_no_word_of_a_subject_costs_no_other_instrument(base: str) -> None:
+    venue = Bench(count=0).venue
+    chosen = venue._choose(
+        [spec(base, "BAD"), spec("BTC", "BTCUSDT"), spec("币安人生", "币安人生USDT")]
+    )
+    assert [each.native_symbol for each in chosen] == ["BTCUSDT", "币安人生USDT"]
+
+
+def test_one_symbol_is_one_instrument() -> None:
+    venue = Bench(count=0).venue
+    chosen = venue._choose(
+        [spec("BTC", "OLD", trading=False), spec("BTC", "BTCUSDT"), spec("BTC", "AGAIN")]
+    )
+    assert [each.native_symbol for each in chosen] == ["BTCUSDT"]
+
+
+def test_a_malformed_frame_of_a_symbol_that_is_not_ascii_costs_its_book() -> None:
+    bench = Bench()
+    (feed,) = bench.feeds
+    bench.venue.feeds["币安人生USDT"] = feed
+    bench.in_step()
+    bench.frame({"e": "depthUpdate", "U": "x"}, "币安人生usdt@depth@100ms")
+    assert not feed.book.in_step
