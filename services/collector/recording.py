@@ -43,7 +43,9 @@ class Recorder:
         self._rotate = settings.rotate_megabytes * 1024 * 1024
         self._limit = settings.buffer_megabytes * 1024 * 1024
         self._queue: deque[CaptureRecord] = deque()
-        self._queued = 0
+        self._queued = 0  # bytes in the queue
+        self._writing = 0  # bytes on their way to the disk
+        self._flushing: asyncio.Task[None] | None = None
         self._file: gzip.GzipFile | None = None
         self._written = 0
         self._log = structlog.get_logger()
@@ -51,7 +53,7 @@ class Recorder:
     def record(self, kind: str, url: str, connection: str, data: bytes | str, now: int) -> None:
         """Queue one record. `now` is nanoseconds since 1970; bytes that are not text are marked."""
         size = len(data) + _OVERHEAD
-        if self._queued + size > self._limit:
+        if self._queued + self._writing + size > self._limit:
             self.dropped += 1
             return
         encoding = None
@@ -80,7 +82,9 @@ class Recorder:
         try:
             while True:
                 await asyncio.sleep(_FLUSH_SECONDS)
-                await self._flush()
+                # Shielded, because a thread cannot be cancelled: the end waits for it.
+                self._flushing = asyncio.ensure_future(self._flush())
+                await asyncio.shield(self._flushing)
         finally:
             await asyncio.shield(self._close())
 
@@ -89,6 +93,7 @@ class Recorder:
         self._queue.clear()
         if not records:
             return
+        self._writing, self._queued = self._queued, 0
         try:
             size = await asyncio.to_thread(self._write, records)
             self.frames += len(records)
@@ -101,10 +106,11 @@ class Recorder:
             self.dropped += len(records)
             self._abandon()
         finally:
-            self._queued -= sum(len(record.data) + _OVERHEAD for record in records)
-            self._queued = max(self._queued, 0)
+            self._writing = 0
 
     async def _close(self) -> None:
+        if self._flushing is not None:
+            await asyncio.wait({self._flushing})
         await self._flush()
         file, self._file = self._file, None
         if file is not None:

@@ -5,6 +5,7 @@ import base64
 import contextlib
 import gzip
 import json
+import threading
 import zlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -74,6 +75,53 @@ async def test_a_new_file_begins_after_so_much(tmp_path: Path) -> None:
     files = sorted(tmp_path.iterdir())  # noqa: ASYNC240
     assert len(files) == recorder.files == 3
     assert [r.ts_ns for file in files for r in read_capture(file)] == [NOW, NOW + 1, NOW + 2]
+
+
+async def test_the_end_waits_for_what_is_being_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = Recorder(tmp_path, "col", RecordingSettings())
+    begun, go_on = threading.Event(), threading.Event()
+    encode = recording._encode
+
+    def held_up(record: CaptureRecord) -> bytes:
+        begun.set()
+        assert go_on.wait(20)
+        return encode(record)
+
+    monkeypatch.setattr(recording, "_encode", held_up)
+    monkeypatch.setattr(recording, "_FLUSH_SECONDS", 0.001)
+    task = asyncio.create_task(recorder.run())
+    for index in range(100):
+        recorder.record("ws", "u", "c", "before", NOW + index)
+    assert await asyncio.to_thread(begun.wait, 20)
+    for index in range(100, 200):
+        recorder.record("ws", "u", "c", "after", NOW + index)
+    task.cancel()
+    await asyncio.sleep(0.05)
+    assert recorder.frames == 0, "expected nothing to be written while the first write lasts"
+    go_on.set()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    assert (recorder.frames, recorder.dropped) == (200, 0)
+    (path,) = tmp_path.iterdir()  # noqa: ASYNC240
+    assert [record.ts_ns for record in read_capture(path)] == [NOW + i for i in range(200)]
+
+
+@pytest.mark.parametrize("frame", ["币".encode() * 1000, b"\xff" * 3000])
+async def test_room_is_given_back_whatever_was_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frame: bytes
+) -> None:
+    monkeypatch.setattr(recording, "_FLUSH_SECONDS", 0.001)
+    recorder = Recorder(tmp_path, "col", RecordingSettings(buffer_megabytes=1))
+    async with running(recorder):
+        for number in range(1, 11):
+            for _ in range(200):
+                recorder.record("ws", "u", "c", frame, NOW)
+            async with asyncio.timeout(20):
+                while recorder.frames + recorder.dropped < 200 * number:  # noqa: ASYNC110
+                    await asyncio.sleep(0.001)
+    assert recorder.dropped == 0
 
 
 async def test_what_finds_no_room_is_dropped_and_counted(tmp_path: Path) -> None:
