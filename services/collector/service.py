@@ -54,7 +54,9 @@ class CollectorService(BaseService):
         self.publisher = Publisher(
             mesh.nats.url,
             name=f"collector {settings.collector_id}",
-            options=PublisherOptions(limits=limits),
+            # Nothing waits for the acknowledgement of the last few messages of a quiet market:
+            # asking less often halves what an idle mesh costs.
+            options=PublisherOptions(limits=limits, tail_check=0.5),
             on_connection=self._on_broker,
             on_dropped=self._on_dropped,
             on_rejected=self._on_rejected,
