@@ -21,7 +21,7 @@ from typing import Any, TypeAlias
 
 import grpc
 import structlog
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -31,6 +31,7 @@ from services.shared.errors import (
     STATUS_DETAILS_KEY,
     DeadlineExceeded,
     Internal,
+    InvalidArgument,
     MarketPrismError,
     ResourceExhausted,
     Unimplemented,
@@ -72,6 +73,13 @@ class _Method:
     observe: Callable[[float], None]
     open_streams: Any
     quiet: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Undecodable:
+    """Stands for a request whose bytes are not a message of the method's type."""
+
+    reason: str
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
@@ -154,7 +162,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         make: Any = getattr(grpc, f"{kind}_rpc_method_handler")
         rebuilt: _Handler = make(
             wrapped,
-            request_deserializer=handler.request_deserializer,
+            request_deserializer=_decoder(handler.request_deserializer),
             response_serializer=handler.response_serializer,
         )
         return rebuilt
@@ -162,7 +170,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _wrap_unary_response(
         self, method: _Method, behavior: Any, request_streaming: bool
     ) -> Callable[[Any, _Context], Awaitable[Any]]:
-        check = self._required.check
+        check = self._check
         deadline = None if request_streaming else self._unary_deadline
         call = self._traced(method, behavior) if self._tracer else behavior
 
@@ -194,7 +202,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _wrap_stream_response(
         self, method: _Method, behavior: Any, request_streaming: bool
     ) -> Callable[[Any, _Context], Awaitable[None]]:
-        check = self._required.check
+        check = self._check
         if not inspect.isasyncgenfunction(behavior):
             raise Internal(
                 f"{method.path}: expected an async generator as a streaming handler, "
@@ -218,8 +226,16 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
         return stream_response
 
+    def _check(self, request: Message | _Undecodable) -> None:
+        if isinstance(request, _Undecodable):
+            raise InvalidArgument(
+                f"the request cannot be decoded: {request.reason}",
+                reason="REQUEST_MALFORMED",
+            )
+        self._required.check(request)
+
     async def _checked(self, requests: AsyncIterator[Message]) -> AsyncIterator[Message]:
-        check = self._required.check
+        check = self._check
         async for request in requests:
             check(request)
             yield request
@@ -352,6 +368,23 @@ class _CodeCounters(dict[grpc.StatusCode, Callable[[], None]]):
         increment: Callable[[], None] = self._counter.labels(*self._labels, code.name).inc
         self[code] = increment
         return increment
+
+
+def _decoder(decode: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
+    """Let a request that cannot be decoded reach the handler, which answers it like any other.
+
+    grpc itself would tell the client UNKNOWN and the name of a Python class.
+    """
+    if decode is None:
+        return None
+
+    def decode_or_tell(data: bytes) -> Any:
+        try:
+            return decode(data)
+        except DecodeError as error:
+            return _Undecodable(str(error))
+
+    return decode_or_tell
 
 
 def _request_id(context: _Context) -> str:

@@ -409,6 +409,28 @@ async def test_unknown_method_is_unimplemented_and_counted(mesh: MeshSettings) -
         assert service.metrics.registry.get_sample_value(count) == 2
 
 
+@pytest.mark.parametrize("raw", [b"\xff\xff\xff", b"\x0a\x02\xff\xfe"], ids=["wire", "utf8"])
+@pytest.mark.parametrize("method", ["Echo", "StreamEcho", "Collect", "Chat"])
+async def test_request_that_cannot_be_decoded_is_the_callers_mistake(
+    mesh: MeshSettings, method: str, raw: bytes
+) -> None:
+    async with EchoService(mesh).running() as service:
+        target = f"127.0.0.1:{service.grpc_port}"
+        async with grpc.aio.insecure_channel(target) as channel:
+            path = f"/{NAME}/{method}"
+            if method == "Echo":
+                error = await failing(channel.unary_unary(path)(raw))
+            elif method == "Collect":
+                error = await failing(channel.stream_unary(path)(iter([raw])))
+            elif method == "StreamEcho":
+                error = await failing(channel.unary_stream(path)(raw).read())
+            else:
+                error = await failing(channel.stream_stream(path)(iter([raw])).read())
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert details(error)["ErrorInfo"].reason == "REQUEST_MALFORMED"
+    assert "<class" not in (error.details() or "")
+
+
 @pytest.mark.parametrize("method", ["Echo", "StreamEcho", "Collect", "Chat"])
 async def test_required_field_is_enforced_in_every_kind_of_call(
     mesh: MeshSettings, method: str
