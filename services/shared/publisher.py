@@ -282,9 +282,13 @@ class Publisher:
         while True:
             try:
                 session = await self._open_session()
-            except (MarketPrismError, OSError, TimeoutError) as error:
+            except Exception as error:
+                # Whatever a broker answers, nobody else would ever connect again.
                 failures += 1
-                problem = str(error) or "JetStream does not answer"
+                if isinstance(error, MarketPrismError | OSError):
+                    problem = str(error) or "JetStream does not answer"
+                else:
+                    problem = f"JetStream answers what was not expected: {error!r}"
                 if problem != self._counts.last_error:
                     self._log.warning("not connected", error=problem)
                 self._counts.last_error = problem

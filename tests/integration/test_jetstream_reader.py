@@ -6,18 +6,21 @@ import signal
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from services.broker.server import NatsServer
 from services.shared.errors import NotFound
 from services.shared.jetstream import (
+    Connection,
     ConnectionLost,
     Message,
     StartAt,
     StreamReader,
     last_per_subject,
 )
+from services.shared.jetstream import reader as reader_module
 from services.shared.publisher import Publisher
 from tests.integration.nats_tools import (
     Relay,
@@ -368,6 +371,30 @@ async def test_a_subject_that_is_not_utf8_holds_nobody_up(
         assert reading.interruptions == []
     newest = await last_per_subject(nats.url, "TRADE", "market.trade.>")
     assert newest[0].subject == r"market.trade.\xff\xfe"
+
+
+async def test_an_answer_that_nobody_expects_is_told_and_asked_for_again(
+    nats: NatsServer, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await publish(publisher, 0, 10)
+    async with Reading(nats.url, StartAt.all()) as reading:
+        await until(lambda: len(reading.messages) == 10, "all come")
+        true_answer = reader_module.stream_info
+
+        async def answer(connection: Connection, stream: str) -> dict[str, Any] | None:
+            return await true_answer(connection, stream) if hopeful else {}
+
+        hopeful = False
+        monkeypatch.setattr(reader_module, "stream_info", answer)
+        nats.child.kill(signal.SIGKILL)
+        await until(lambda: "was not expected" in reading.reader.status.last_error, "it is told")
+        assert not reading.reader.status.live
+        hopeful = True
+        await publisher.wait_connected(10)
+        await publish(publisher, 10, 10)
+        await until(lambda: len(reading.messages) == 20, "the reader goes on")
+        assert reading.numbers == list(range(20))
+        assert (len(reading.interruptions), reading.resumed) == (1, [False])
 
 
 async def test_batches_can_be_iterated(nats: NatsServer, publisher: Publisher) -> None:

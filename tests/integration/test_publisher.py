@@ -6,13 +6,14 @@ import signal
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from services.broker.server import NatsServer
 from services.shared.errors import InvalidArgument
-from services.shared.jetstream import ConnectionLost, Message
+from services.shared.jetstream import Connection, ConnectionLost, Message, session
 from services.shared.publisher import OutboxLimits, Publisher, PublisherOptions
 from tests.integration.nats_tools import Relay, call, make_stream, nats_server, read_all, until
 
@@ -501,6 +502,28 @@ async def test_without_a_broker_waiting_ends_in_time(publishers: list[Publisher]
     with pytest.raises(ConnectionLost, match="does not answer within"):
         await publisher.last_message("market.trade.x", timeout=0.1)
     await until(lambda: "cannot be reached" in publisher.status.last_error, "the reason is told")
+
+
+async def test_an_answer_that_nobody_expects_is_told_and_asked_for_again(
+    nats: NatsServer, publishers: list[Publisher], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await make_stream(nats.url, "TRADE", "market.trade.>")
+    true_answer = session.list_streams
+    problems: list[str] = []
+
+    async def answer(connection: Connection) -> list[dict[str, Any]]:
+        if not problems:
+            return [{}]
+        return await true_answer(connection)
+
+    monkeypatch.setattr(session, "list_streams", answer)
+    publisher = Publisher(nats.url)
+    publishers.append(publisher)
+    publisher.publish(TRADE.format("BTC"), b"x", "t-0")
+    await publisher.start()
+    await until(lambda: "was not expected" in publisher.status.last_error, "it is told")
+    problems.append(publisher.status.last_error)
+    assert await publisher.drain(10)
 
 
 async def test_its_metrics_tell_what_became_of_messages(

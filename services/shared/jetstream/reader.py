@@ -169,9 +169,14 @@ class StreamReader:
                         self._interrupt(connection.closed.result())
                     else:
                         self._interrupt(broken.result())
-                except (MarketPrismError, OSError, TimeoutError) as error:
+                except Exception as error:
+                    # Whatever a broker answers, nobody else would ever read on.
                     failures += 1
-                    self._interrupt(str(error) or "the broker does not answer in time")
+                    if isinstance(error, MarketPrismError | OSError):
+                        why = str(error) or "the broker does not answer in time"
+                    else:
+                        why = f"the broker answers what was not expected: {error!r}"
+                    self._interrupt(why)
                     longest = min(_BACKOFF * 2.0 ** min(failures, 10), _BACKOFF_LIMIT)
                     await asyncio.sleep(longest * random.uniform(0.5, 1.0))  # noqa: S311
         finally:
