@@ -268,6 +268,7 @@ class InstrumentFeed:
         if not self.book.muted:
             self.book.mute()
             self._unsent_since = self._unsent_since or self.book.receive_time
+            self._tell_muted()
 
     def on_rejected(self, subject: str, message_id: str) -> None:
         """Take note that a trade found no room in the broker's buffer."""
@@ -376,6 +377,21 @@ class InstrumentFeed:
                 f"the book's is {tuple(bid)} / {tuple(ask)}",
                 now,
             )
+
+    def _tell_muted(self) -> None:
+        """Tell who follows the book that its updates are not to be had, as soon as anything is."""
+        status = self.book.status(self.book.receive_time)
+        if self.book.state in (pb.ORDER_BOOK_STATE_SYNCED, pb.ORDER_BOOK_STATE_STALE):
+            status.state = pb.ORDER_BOOK_STATE_STALE
+            status.reason = pb.ORDER_BOOK_REASON_BROKER_BACKPRESSURE
+            status.detail = "updates were given up, the broker took too few; a new epoch follows"
+        self._messages += 1
+        # Without a key: what is published under the book's is given up with the book.
+        self._publisher.publish(
+            self._status_subject,
+            status.SerializeToString(),
+            f"{self._id}{self.book.receive_time}.{self._messages}",
+        )
 
     def _record_drop(
         self, kind: "common_pb2.EventKind.ValueType", count: int, now: int, **more: int

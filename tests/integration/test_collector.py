@@ -386,6 +386,7 @@ async def test_a_broker_away_for_longer_than_the_buffer_lasts(tmp_path: Path) ->
             await seen.settle()
             for symbol, book in seen.books.items():
                 assert book.epoch > epochs[symbol], "what was dropped cannot be continued"
+                assert "BROKER_BACKPRESSURE" in book.reasons(), "and who follows it is told"
             await seen.settle_trades()
             await until(lambda: len(seen.of_kind("DROPPED")) >= 2, "the ledger tells the drop")
             drops = [

@@ -370,6 +370,39 @@ def test_a_drop_in_the_middle_of_a_publish_mutes_the_book_at_once(bench: Bench) 
     assert len(bench.out.messages) == sent
 
 
+@pytest.mark.parametrize("state", ["SYNCED", "STALE", "RESYNCING"])
+def test_a_book_that_is_given_up_says_so_where_it_cannot_be_given_up(
+    bench: Bench, state: str
+) -> None:
+    bench.in_step(100)
+    feed = bench.feed
+    if state == "STALE":
+        feed.book.on_silence("no frame", bench.tick())
+    elif state == "RESYNCING":
+        feed.on_diff(diff(200, 200), bench.tick())
+    feed.on_dropped(feed.key, 3)
+    feed.on_dropped(feed.key, 1)
+    told = [
+        pb.OrderBookStatus.FromString(payload)
+        for subject, payload, _, key in bench.out.messages
+        if "order_book_status" in subject and key is None
+    ]
+    assert len(told) == 1
+    if state == "RESYNCING":
+        assert told[0].state == pb.ORDER_BOOK_STATE_RESYNCING
+        assert told[0].reason == pb.ORDER_BOOK_REASON_VENUE_GAP
+    else:
+        assert told[0].state == pb.ORDER_BOOK_STATE_STALE
+        assert told[0].reason == pb.ORDER_BOOK_REASON_BROKER_BACKPRESSURE
+    assert (told[0].epoch, told[0].sequence) == (feed.book.epoch, feed.book.sequence)
+    feed.book.unmute(bench.tick())
+    last = pb.OrderBookStatus.FromString(bench.out.of("order_book_status")[-1])
+    expected = "RESYNCING" if state == "RESYNCING" else state
+    assert pb.OrderBookState.Name(last.state) == f"ORDER_BOOK_STATE_{expected}"
+    ids = [each for _, _, each, _ in bench.out.messages]
+    assert len(ids) == len(set(ids))
+
+
 # Snapshots.
 
 
