@@ -297,7 +297,8 @@ class BookSynchroniser:
             if self._updates_since_snapshot
             else (self._policy.refresh_seconds)
         )
-        if age < due:
+        # A clock set back must not keep a quiet book from repeating itself.
+        if 0 <= age < due:
             return False
         self._periodic(now)
         return True

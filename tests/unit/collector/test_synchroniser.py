@@ -484,6 +484,18 @@ def test_a_snapshot_is_repeated_after_so_long_when_something_changed() -> None:
     bench.assert_contract()
 
 
+def test_a_clock_set_back_does_not_end_the_periodic_snapshots() -> None:
+    bench = Bench(every_seconds=30, refresh_seconds=240)
+    bench.in_step(100)
+    bench.book.tick(bench.tick(-3600))
+    assert len(bench.out.snapshots) == 2
+    bench.book.tick(bench.tick(1))
+    assert len(bench.out.snapshots) == 2
+    bench.book.tick(bench.tick(240))
+    assert len(bench.out.snapshots) == 3
+    bench.assert_contract()
+
+
 def test_a_crossed_book_is_given_up() -> None:
     bench = Bench(every_seconds=1)
     bench.in_step(100)
