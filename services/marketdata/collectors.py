@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from google.protobuf.message import DecodeError
 from marketprism.collector.v1 import collector_service_pb2
 
-__all__ = ["Collectors"]
+__all__ = ["Collectors", "Rivals"]
 
 _KEPT = 1000
+_RIVALS_SECONDS = 10.0
 
 
 @dataclass(slots=True)
@@ -79,3 +80,33 @@ class Collectors:
             return "no collector was heard since the start"
         age = self._now - max(each.heard for each in concerned)
         return f"the collector has been silent for {age:.0f} s" if age > self._limit else ""
+
+
+class Rivals:
+    """Notices two collectors that publish the same books, by events of earlier epochs.
+
+    The one that began last is followed, so that what is served stays right; but whoever started
+    the other should know. A collector that was replaced leaves a few such events, and then none.
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._since = 0.0
+        self._last = float("-inf")
+        self._now = 0.0
+
+    def observe(self, old_epoch_events: int, now: float) -> None:
+        """Take how many events of earlier epochs came so far; `now` is monotonic seconds."""
+        self._now = now
+        if old_epoch_events == self._count:
+            return
+        self._count = old_epoch_events
+        if now - self._last > _RIVALS_SECONDS:
+            self._since = now
+        self._last = now
+
+    @property
+    def are_at_work(self) -> bool:
+        """Whether such events have kept coming for more than ten seconds."""
+        is_recent = self._now - self._last <= _RIVALS_SECONDS
+        return is_recent and self._last - self._since > _RIVALS_SECONDS

@@ -222,7 +222,7 @@ class LiveBook:
             self._tally.malformed += 1
             return
         if status.epoch and status.epoch < self._epoch:
-            self._tally.old_epoch += 1
+            self._note_old_epoch()
             return
         self._state.collector = status
         if status.state == SYNCED or status.epoch >= self._epoch:
@@ -315,7 +315,7 @@ class LiveBook:
 
     def _on_unexpected(self, epoch: int, sequence: int) -> None:
         if epoch < self._epoch:
-            self._tally.old_epoch += 1
+            self._note_old_epoch()
         elif epoch == self._epoch and sequence <= self._sequence:
             self._tally.duplicates += 1
         elif self._state.gap:
@@ -328,6 +328,10 @@ class LiveBook:
                 self._begin_gap(expected + f"update {sequence} came")
             else:
                 self._begin_gap(expected + f"one of epoch {epoch} came, and no snapshot of it")
+
+    def _note_old_epoch(self) -> None:
+        self._tally.old_epoch += 1
+        self._tally.old_epoch_book = f"{self.exchange}/{self.symbol}"
 
     def _begin_gap(self, why: str) -> None:
         if not self._state.gap:

@@ -311,7 +311,9 @@ class Market:
         key = (event.exchange, event.symbol)
         if event.symbol and event.symbol != _WHOLE_VENUE:
             book = self.books.get(key)
-            if book is not None and event.collector_id != book.collector_id:
+            # A collector that was replaced may still tell of its end: the book is another's then.
+            is_present = book is not None and (not book.collector_id or event.epoch >= book.epoch)
+            if book is not None and is_present and event.collector_id != book.collector_id:
                 book.collector_id = event.collector_id
                 book.set_silent(self._silence(book.exchange, book.collector_id))
         if not concerns_trades(event):

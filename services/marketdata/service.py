@@ -9,6 +9,7 @@ from typing import Self
 
 import grpc
 
+from services.marketdata.collectors import Rivals
 from services.marketdata.feed import Feed
 from services.marketdata.figures import Figures
 from services.marketdata.market import Market
@@ -44,6 +45,7 @@ class MarketDataService(BaseService):
         """The live state."""
         self._figures.watch(self.market)
         self._feed: Feed | None = None
+        self._rivals = Rivals()
 
     @classmethod
     def from_config(cls, mesh: MeshSettings, config_dir: Path | None = None) -> Self:
@@ -87,11 +89,20 @@ class MarketDataService(BaseService):
         silent = feed.collectors.silence("", "")
         if silent:
             return DependencyStatus.degraded(silent, seconds_since_heard=ages)
+        if self._rivals.are_at_work:
+            return DependencyStatus.degraded(
+                "two collectors publish the same books, the last of them "
+                f"{self.market.tally.old_epoch_book}: expected one; stop the other, or give it "
+                "other symbols",
+                seconds_since_heard=ages,
+            )
         return DependencyStatus.healthy(seconds_since_heard=ages)
 
     async def _watch_collectors(self, feed: Feed) -> None:
         while True:
-            feed.collectors.refresh(time.monotonic())
+            now = time.monotonic()
+            feed.collectors.refresh(now)
+            self._rivals.observe(self.market.tally.old_epoch, now)
             self.market.on_collectors(feed.collectors.silence)
             await asyncio.sleep(_WATCH_SECONDS)
 

@@ -22,6 +22,9 @@ class Tally:
     old_epoch: int = 0
     """Updates and statuses of an epoch before the present one."""
 
+    old_epoch_book: str = ""
+    """The book that the last of them was of, `exchange/symbol`."""
+
     gaps: int = 0
     """Times that an update did not continue its book."""
 

@@ -2,7 +2,7 @@
 
 from marketprism.collector.v1 import collector_service_pb2
 
-from services.marketdata.collectors import Collectors
+from services.marketdata.collectors import Collectors, Rivals
 
 
 def heartbeat(name: str, *exchanges: str) -> bytes:
@@ -63,3 +63,19 @@ def test_what_is_no_heartbeat_is_refused_and_names_are_bounded() -> None:
         assert collectors.on_heartbeat(heartbeat(f"c{number}"), float(number))
     assert len(collectors.known) == 1000
     assert "c1499" in collectors.known
+
+
+def test_two_collectors_of_the_same_books_are_noticed_and_a_replacement_is_not() -> None:
+    rivals = Rivals()
+    for second in range(100):
+        rivals.observe(min(second, 8), float(second))
+        assert not rivals.are_at_work, "a few late events of one that was replaced"
+    for second in range(100, 111):
+        rivals.observe(second, float(second))
+        assert not rivals.are_at_work
+    rivals.observe(111, 111.0)
+    assert rivals.are_at_work
+    rivals.observe(111, 121.0)
+    assert rivals.are_at_work
+    rivals.observe(111, 121.1)
+    assert not rivals.are_at_work, "expected it to be over when the other was stopped"

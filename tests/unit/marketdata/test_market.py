@@ -122,6 +122,32 @@ def test_the_ledger_names_a_books_collector_and_its_silence_is_that_books_alone(
     assert states == [S.ORDER_BOOK_STATE_STALE, S.ORDER_BOOK_STATE_SYNCED]
 
 
+def test_a_collector_that_was_replaced_is_not_named_again_by_its_last_words(
+    market: Market,
+) -> None:
+    old, new = Collected(), Collected()
+    begin(market, old)
+
+    def tell(name: str, epoch: int) -> None:
+        event = integrity_event_pb2.IntegrityEvent(
+            exchange="binance", symbol="BTC-USDT", collector_id=name, epoch=epoch
+        )
+        market.on_integrity([Stored(old.subject("integrity"), event.SerializeToString())])
+
+    tell("old", old.epoch)
+    new.epoch = old.epoch
+    begin(market, new)
+    tell("new", new.epoch)
+    market.on_order_book([Stored(old.subject("order_book_update"), old.update())])
+    tell("old", old.epoch)
+    tell("old", 0)
+    market.on_collectors(lambda _exchange, name: "silent" if name == "old" else "")
+    assert market.book(KEY).state == S.ORDER_BOOK_STATE_SYNCED
+    assert (market.tally.old_epoch, market.tally.old_epoch_book) == (1, "binance/BTC-USDT")
+    tell("newer", new.epoch + 1)
+    assert market.book(KEY).collector_id == "newer"
+
+
 def test_a_book_that_comes_up_while_the_broker_is_away_is_stale_as_well(market: Market) -> None:
     market.on_books_lost("gone")
     book = Collected()
