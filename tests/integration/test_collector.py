@@ -240,7 +240,8 @@ async def test_a_refusal_for_the_rate_is_obeyed_to_the_second(tmp_path: Path, ki
         refused = time.monotonic()
         await seen.settle()
         asked = [moment - refused for moment, _ in mesh.rest_times[before:]]
-        assert sum(after < 0.5 for after in asked) <= len(SYMBOLS), "at most what was on its way"
+        # A snapshot and the missed trades of each may have been on their way already.
+        assert sum(after < 0.5 for after in asked) <= 2 * len(SYMBOLS), "at most what was asked"
         assert min(after for after in asked if after >= 0.5) >= 1.9, (
             "no request before Retry-After is over"
         )

@@ -632,7 +632,7 @@ async def test_the_command_says_where_it_listens_and_an_interrupt_ends_it_at_onc
     [
         (["--symbols", "x"], 2, "expected a symbol"),
         (["--depth-rate", "0"], 2, "depth_rate"),
-        (["--capture", "/nonexistent"], 2, "cannot read the capture"),
+        (["--capture", "/nonexistent"], 2, "No such file or directory"),
         (["--capture", __file__, "--speed", "fast"], 2, "--speed"),
         (["--venue", "moon"], 2, "--venue"),
         (["--set", "colour=red"], 2, "colour"),
