@@ -182,6 +182,14 @@ def test_a_gap_gives_the_book_up_and_a_fresh_snapshot_begins_a_new_epoch(bench: 
     bench.assert_contract()
 
 
+def test_a_diff_that_repeats_part_of_the_book_is_a_gap_once_it_is_in_step(bench: Bench) -> None:
+    bench.in_step(100)
+    bench.diff(101, 103)
+    bench.diff(103, 105)
+    assert (bench.state, bench.book.gaps, bench.out.reasons[-1]) == ("RESYNCING", 1, "VENUE_GAP")
+    bench.assert_contract()
+
+
 def test_a_duplicate_changes_nothing(bench: Bench) -> None:
     bench.in_step(100)
     bench.diff(101, 105, "3")
