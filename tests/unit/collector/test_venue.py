@@ -18,7 +18,7 @@ from services.collector.ledger import Ledger
 from services.collector.settings import ExchangeSettings
 from services.collector.synchroniser import SnapshotPolicy
 from services.collector.venue import Venue
-from services.collector.venues.base import BookSnapshot, InstrumentSpec
+from services.collector.venues.base import BookSnapshot, InstrumentSpec, TradePrint
 from services.collector.venues.binance_spot import BinanceSpot
 from tests.unit.collector.support import diff
 from tests.unit.collector.test_feed import SECOND, T0, Outbox
@@ -222,3 +222,39 @@ def test_a_malformed_frame_of_a_symbol_that_is_not_ascii_costs_its_book() -> Non
     bench.in_step()
     bench.frame({"e": "depthUpdate", "U": "x"}, "币安人生usdt@depth@100ms")
     assert not feed.book.in_step
+
+
+class History:
+    """The venue's REST interface, whose history grows from one answer to the next."""
+
+    def __init__(self, *newest: int) -> None:
+        self.newest = list(newest)
+        self.asked = 0
+
+    async def get(self, _request: object) -> tuple[bytes, int]:
+        self.asked += 1
+        last = self.newest[min(self.asked, len(self.newest)) - 1]
+        trades = [
+            {"id": number, "price": "1", "qty": "1", "time": 1, "isBuyerMaker": True}
+            for number in range(last - 4, last + 1)
+        ]
+        return json.dumps(trades).encode(), T0
+
+
+@pytest.mark.parametrize(
+    ("newest", "asked", "missed"), [((101, 103, 104), 3, 0), ((101,), 6, 3)], ids=["late", "never"]
+)
+async def test_history_that_is_behind_the_stream_is_asked_for_again(
+    monkeypatch: pytest.MonkeyPatch, newest: tuple[int, ...], asked: int, missed: int
+) -> None:
+    monkeypatch.setattr("services.collector.venue.backoff", lambda *_: 0.0)
+    bench = Bench()
+    (feed,) = bench.feeds
+    history = bench.venue.rest = History(*newest)  # type: ignore[assignment]
+    for number in (100, 105):
+        feed.on_trade(TradePrint("S0USDT", number, T0, "1", "1", buyer_is_maker=True), T0)
+    assert feed.trades.missing == (101, 104)
+    await bench.venue._trades(feed, 101, 104)
+    assert (history.asked, feed.trades.missed) == (asked, missed)
+    assert feed.trades.missing is None
+    assert feed.trades.last_id == 105
