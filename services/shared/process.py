@@ -157,6 +157,8 @@ class ChildProcess:
         """How often it was started again."""
         self.last_exit: int | None = None
         """Exit status of its last death; negative is a signal's number."""
+        self.lost_lines = 0
+        """Lines of its output that `on_line`, or the log, failed on."""
         self._command = [os.fspath(part) for part in command]
         self._probe = ready
         self._ready_seconds = ready_seconds
@@ -372,6 +374,12 @@ class ChildProcess:
             if self._running is not None:
                 await self._end(self._running)
             return None
+        except Exception:
+            # A probe that fails in an unforeseen way must not end the supervision.
+            self._log.exception("not started again")
+            if self._running is not None:
+                await self._end(self._running)
+            return None
         return running
 
     async def _end(self, running: "_Running") -> None:
@@ -426,10 +434,14 @@ class ChildProcess:
     def _line(self, raw: bytes) -> None:
         line = raw[:_MAX_LINE].decode("utf-8", errors="replace").rstrip()
         self._lines.append(mask_text(line))
-        if self._on_line is not None:
-            self._on_line(line)
-        else:
-            self._log.info(line)
+        try:
+            if self._on_line is not None:
+                self._on_line(line)
+            else:
+                self._log.info(line)
+        except Exception:
+            # A child whose output nobody reads dies of its next line. The log may be what failed.
+            self.lost_lines += 1
 
     def _set(self, state: ChildState) -> None:
         if state is not self.state:

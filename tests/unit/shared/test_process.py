@@ -175,6 +175,46 @@ async def test_restart_goes_on_until_the_child_comes_back(tmp_path: Path) -> Non
         await child.wait_for(ChildState.RUNNING)
 
 
+async def test_a_probe_that_fails_does_not_end_the_supervision() -> None:
+    asked = 0
+
+    async def probe() -> bool:
+        nonlocal asked
+        asked += 1
+        if asked in (2, 3):
+            raise ValueError("not what was expected")
+        return True
+
+    child = ChildProcess("odd", ["sleep", "600"], ready=probe, restart=QUICK)
+    async with child.running():
+        child.kill()
+        await child.wait_for(ChildState.BACKOFF)
+        async with asyncio.timeout(10):
+            await child.wait_for(ChildState.RUNNING)
+        assert (asked, child.restarts) == (4, 3)
+
+
+async def test_a_line_that_cannot_be_taken_does_not_cost_the_child_its_output() -> None:
+    taken: list[str] = []
+
+    def take(line: str) -> None:
+        if line == "bad":
+            raise ValueError("no room")
+        taken.append(line)
+
+    child = ChildProcess(
+        "loud",
+        python("print('good'); print('bad'); [print(n) for n in range(30000)]; print('end')"),
+        on_line=take,
+        restart=None,
+    )
+    await child.start()
+    await child.wait_for(ChildState.FAILED)
+    await child.stop()
+    assert (taken[0], taken[-1], len(taken), child.lost_lines) == ("good", "end", 30002, 1)
+    assert child.last_exit == 0
+
+
 async def test_exit_that_a_restart_cannot_help_is_final() -> None:
     child = ChildProcess(
         "config",
