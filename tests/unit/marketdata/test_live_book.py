@@ -210,6 +210,26 @@ def test_a_snapshot_ahead_of_us_shows_a_hole_that_no_update_showed(scene: Scene)
     ]
 
 
+@pytest.mark.parametrize("of_old_epoch", [True, False], ids=["epoch", "sequence"])
+def test_a_snapshot_from_before_sets_no_book_back(scene: Scene, of_old_epoch: bool) -> None:
+    scene.begin().updates(3)
+    before, told = scene.book.snapshot(), scene.book.synced()
+    if of_old_epoch:
+        scene.live.on_snapshot(scene.book.rebuild())
+        scene.live.on_status(scene.book.synced())
+    reader = scene.updates(2).open()
+    end = scene.live.log.end
+    scene.live.on_snapshot(before)
+    scene.live.on_status(told)
+    assert scene.tally.duplicates == 1
+    assert scene.live.log.end - end == (0 if of_old_epoch else 1), "expected no snapshot among them"
+    assert (scene.live.epoch, scene.live.sequence) == (scene.book.epoch, scene.book.sequence)
+    scene.updates(2)
+    assert scene.live.state == SYNCED
+    scene.check(reader.read())
+    scene.check(scene.open())
+
+
 def test_a_rebuild_is_told_and_followed_by_the_new_epoch(scene: Scene) -> None:
     scene.begin().updates(3)
     reader = scene.open()
