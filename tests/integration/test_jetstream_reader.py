@@ -397,6 +397,30 @@ async def test_an_answer_that_nobody_expects_is_told_and_asked_for_again(
         assert (len(reading.interruptions), reading.resumed) == (1, [False])
 
 
+@pytest.mark.parametrize("lost", [5, 9], ids=["by-what-follows", "by-the-next-heartbeat"])
+async def test_a_message_lost_on_the_way_is_noticed_and_read_again(
+    nats: NatsServer, publisher: Publisher, lost: int
+) -> None:
+    reading = Reading(nats.url, StartAt.all())
+    take = reading.reader._on_message
+    losses: list[bytes] = []
+
+    def lossy(subject: bytes, reply: bytes, header: bytes, payload: bytes) -> None:
+        if payload == b"%d" % lost and not losses:
+            losses.append(payload)
+        else:
+            take(subject, reply, header, payload)
+
+    reading.reader._on_message = lossy  # type: ignore[method-assign]
+    async with reading:
+        await reading.live()
+        await publish(publisher, 0, 10)
+        await until(lambda: len(reading.messages) == 10, "all come")
+        assert losses
+        assert reading.numbers == list(range(10))
+        assert (len(reading.interruptions), reading.resumed) == (1, [False])
+
+
 async def test_batches_can_be_iterated(nats: NatsServer, publisher: Publisher) -> None:
     await publish(publisher, 0, 100)
     reader = StreamReader(nats.url, "TRADE", start=StartAt.all())
