@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from marketprism.collector.v1 import integrity_event_pb2 as integrity
-from marketprism.market.v1 import common_pb2
+from marketprism.market.v1 import common_pb2, events_pb2
 from marketprism.market.v1 import order_book_pb2 as pb
 from prometheus_client import CollectorRegistry, Counter
 
@@ -258,3 +258,36 @@ async def test_history_that_is_behind_the_stream_is_asked_for_again(
     assert (history.asked, feed.trades.missed) == (asked, missed)
     assert feed.trades.missing is None
     assert feed.trades.last_id == 105
+
+
+AHEAD = T0 // 1000 + 3600 * 1_000_000  # an epoch of an hour later, in microseconds
+
+
+@pytest.mark.parametrize(
+    ("snapshot_epoch", "status_epoch", "floor"),
+    [(AHEAD, 0, AHEAD), (0, AHEAD, AHEAD), (AHEAD, AHEAD + 5, AHEAD + 5), (AHEAD, 7, AHEAD)],
+)
+async def test_a_collector_goes_on_where_an_earlier_one_stopped(
+    snapshot_epoch: int, status_epoch: int, floor: int
+) -> None:
+    stored = {"market.trade.binance.BTC-USDT": events_pb2.Trade(trade_id="41")}
+    if snapshot_epoch:
+        subject = "market.order_book_snapshot.binance.BTC-USDT"
+        stored[subject] = pb.OrderBookSnapshot(epoch=snapshot_epoch)
+    if status_epoch:
+        subject = "market.order_book_status.binance.BTC-USDT"
+        stored[subject] = pb.OrderBookStatus(epoch=status_epoch)
+
+    async def last_message(subject: str) -> SimpleNamespace | None:
+        found = stored.get(subject)
+        return SimpleNamespace(payload=found.SerializeToString()) if found is not None else None
+
+    bench = Bench(count=0)
+    bench.out.last_message = last_message  # type: ignore[attr-defined]
+    await bench.venue._make_feeds([spec("BTC", "BTCUSDT"), spec("ETH", "ETHUSDT")])
+    for feed in bench.feeds:
+        feed.book.begin(T0)
+        feed.book.on_snapshot(BookSnapshot(100, [("10", "1")], [("11", "1")]), T0)
+    assert bench.venue.by_symbol["BTC-USDT"].book.epoch == floor + 1
+    assert bench.venue.by_symbol["ETH-USDT"].book.epoch == T0 // 1000
+    assert [feed.trades.last_id for feed in bench.feeds] == [41, 0]
