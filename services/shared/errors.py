@@ -102,7 +102,7 @@ class MarketPrismError(Exception):
         """Give the `google.rpc.Status` a client receives, secrets masked and its size bounded."""
         status = status_pb2.Status(
             code=grpc_code(self).value[0],
-            message=_shorten(mask_text(self.message), _MAX_MESSAGE),
+            message=_shorten_message(mask_text(self.message)),
         )
         _add_detail(
             status,
@@ -305,7 +305,20 @@ def _row(error: MarketPrismError | type[MarketPrismError]) -> tuple[grpc.StatusC
 
 
 def _shorten(text: str, limit: int) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    """Cut a text to so many bytes of UTF-8."""
+    data = text.encode(errors="replace")
+    return text if len(data) <= limit else data[: limit - 3].decode(errors="ignore") + "…"
+
+
+def _shorten_message(text: str) -> str:
+    """Cut a text to the bytes that it may take as `grpc-message`, which is percent-encoded."""
+    text = _shorten(text, _MAX_MESSAGE)
+    left = _MAX_MESSAGE - len("…".encode()) * 3
+    for index, char in enumerate(text):
+        left -= 1 if " " <= char <= "~" and char != "%" else 3 * len(char.encode())
+        if left < 0:
+            return text[:index] + "…"
+    return text
 
 
 def _add_detail(

@@ -1,5 +1,8 @@
 """One root, one table, and a status that clients can act on and that leaks nothing."""
 
+import base64
+from urllib.parse import quote
+
 import grpc
 import pytest
 from google.rpc import error_details_pb2
@@ -72,14 +75,24 @@ def test_status_carries_violations_request_id_and_retry() -> None:
     assert retry.retry_delay.ToMilliseconds() == 1500
 
 
-def test_status_fits_into_trailers_however_much_is_wrong() -> None:
+@pytest.mark.parametrize("char", ["x", "ü", "币", "%", "\n", "🙂"])
+def test_status_fits_into_trailers_however_much_is_wrong(char: str) -> None:
     error = InvalidArgument(
-        "x" * 100_000,
-        metadata={"what": "y" * 10_000},
-        violations=[FieldViolation(f"field{i}" * 50, "z" * 5000) for i in range(1000)],
+        char * 100_000,
+        metadata={"what": char * 10_000},
+        violations=[FieldViolation(f"field{i}{char}" * 50, char * 5000) for i in range(1000)],
     )
-    # Percent-encoded and base64-encoded it must stay below the usual 8 KiB.
-    assert error.to_status("r").ByteSize() < 5200
+    status = error.to_status("r")
+    assert status.message.endswith("…")
+    # As headers they must stay below the usual 8 KiB.
+    message = quote(status.message, safe="".join(map(chr, range(33, 127))).replace("%", ""))
+    assert len(message) <= 1024 + 32
+    assert len(message) + len(base64.b64encode(status.SerializeToString())) < 8000
+
+
+def test_a_message_that_fits_is_not_cut() -> None:
+    text = "binance has no instrument '币安人生-USDT'; did you mean 币安-USDT? " + "x" * 500
+    assert NotFound(text).to_status().message == text
 
 
 def test_status_holds_no_secret() -> None:
