@@ -59,7 +59,13 @@ def server_urls(url: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _address(url: str) -> tuple[str, int, bool]:
-    parts = urlsplit(url if "://" in url else f"nats://{url}")
+    try:
+        parts = urlsplit(url if "://" in url else f"nats://{url}")
+    except ValueError:
+        raise InvalidArgument(
+            "expected a NATS address such as nats://127.0.0.1:4222, got one whose host cannot be "
+            "read; an IPv6 address stands in [brackets]"
+        ) from None
     try:
         port = parts.port
     except ValueError:

@@ -37,7 +37,9 @@ def test_places_of_both_forms_of_a_delivery() -> None:
     assert places(b"$JS.ACK.hub.acc.S.c.1.42.7.1700000000.3.tok") == (42, 7, 3)
 
 
-@pytest.mark.parametrize("url", ["", "http://a:1", "nats://", "nats://a:port", "nats://a:99999"])
+@pytest.mark.parametrize(
+    "url", ["", "http://a:1", "nats://", "nats://a:port", "nats://a:99999", "nats://[::1"]
+)
 def test_bad_addresses_are_refused_without_their_secrets(url: str) -> None:
     with pytest.raises(InvalidArgument, match="expected a NATS address") as caught:
         server_urls(url.replace("//", "//user:hunter2@") if "//" in url else url)
