@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
+import psutil
 import uvloop
 
 from services.shared.ports import free_port
@@ -168,7 +169,7 @@ def _bare_config(port: int, upstream: dict[str, object], concurrency_admin: int)
 
 
 @contextlib.contextmanager
-def _bare_envoy(mesh: Mesh, directory: Path) -> Iterator[str]:
+def _bare_envoy(mesh: Mesh, directory: Path) -> Iterator[tuple[str, int]]:
     port, admin = free_port(), free_port()
     config = directory / "bare.json"
     config.write_text(_bare_config(port, mesh.registered("marketdata"), admin))
@@ -185,10 +186,15 @@ def _bare_envoy(mesh: Mesh, directory: Path) -> Iterator[str]:
         wait_for(
             lambda: asyncio.run(_load(f"127.0.0.1:{port}", 1, 0.2)) > 0, "the bare Envoy answers"
         )
-        yield f"127.0.0.1:{port}"
+        yield f"127.0.0.1:{port}", process.pid
     finally:
         process.terminate()
         process.wait(timeout=15)
+
+
+def _cpu(pid: int) -> float:
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -202,23 +208,37 @@ def main(arguments: list[str] | None = None) -> None:
         directory = Path(name)
         with running_mesh(directory, "--simulated", seconds=120) as mesh:
             wait_for(mesh.books_in_step, "every book is in step", 60)
-            with _bare_envoy(mesh, directory) as bare:
-                rates: dict[str, list[float]] = {"bare transcoder": [], "gateway": []}
+            with _bare_envoy(mesh, directory) as (bare, bare_pid):
+                marketdata = mesh.pid("marketdata")
+                paths = {
+                    "bare transcoder": (bare, bare_pid),
+                    "gateway": (mesh.address("all"), mesh.pid_of_binary("gateway", "envoy")),
+                }
+                rates: dict[str, list[float]] = {what: [] for what in paths}
+                costs: dict[str, list[float]] = {what: [] for what in paths}
                 for _ in range(options.rounds):
-                    for what, address in (
-                        ("bare transcoder", bare),
-                        ("gateway", mesh.address("all")),
-                    ):
+                    for what, (address, pid) in paths.items():
+                        before = _cpu(pid) + _cpu(marketdata)
                         rate = uvloop.run(_load(address, options.connections, options.seconds))
+                        used = _cpu(pid) + _cpu(marketdata) - before
                         rates[what].append(rate)
-                        print(f"  {what}: {rate:,.0f} requests/s", flush=True)
+                        costs[what].append(used / (rate * options.seconds) * 1e6)
+                        print(
+                            f"  {what}: {rate:,.0f} requests/s, {costs[what][-1]:.0f} us of "
+                            "processor time each",
+                            flush=True,
+                        )
     medians = {what: statistics.median(values) for what, values in rates.items()}
     pairs = zip(rates["gateway"], rates["bare transcoder"], strict=True)
     ratio = statistics.median(ours / floor for ours, floor in pairs)
     print(f"\nGET {_PATH}, {options.connections} connections, median of {options.rounds}:")
     for what, median in medians.items():
-        print(f"  {what:16} {median:>8,.0f} requests/s")
-    print(f"  gateway over bare, median of pairs: {ratio:.0%}")
+        cost = statistics.median(costs[what])
+        print(
+            f"  {what:16} {median:>8,.0f} requests/s  {cost:4.0f} us of Envoy and marketdata each"
+        )
+    by_cost = statistics.median(costs["bare transcoder"]) / statistics.median(costs["gateway"])
+    print(f"  gateway over bare, median of pairs: {ratio:.0%}; by processor time {by_cost:.0%}")
 
 
 if __name__ == "__main__":
