@@ -224,6 +224,32 @@ def test_a_malformed_frame_of_a_symbol_that_is_not_ascii_costs_its_book() -> Non
     assert not feed.book.in_step
 
 
+async def test_an_answer_that_was_asked_for_on_another_connection_brings_no_book_in_step() -> None:
+    bench = Bench()
+    asked, answered = asyncio.Event(), asyncio.Event()
+
+    async def get(_request: object) -> tuple[bytes, int]:
+        asked.set()
+        await answered.wait()
+        return b'{"lastUpdateId":100,"bids":[["10","1"]],"asks":[["11","1"]]}', T0
+
+    tasks: list[asyncio.Task[Any]] = []
+
+    def spawn(work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
+        tasks.append(asyncio.create_task(work, name=name))
+        return tasks[-1]
+
+    bench.venue.rest = SimpleNamespace(get=get)  # type: ignore[assignment]
+    bench.venue._spawn = spawn
+    bench.venue.on_subscribed(bench.connection, ["S0USDT"], T0)
+    await asked.wait()
+    bench.venue.on_closed(bench.connection, "cut", T0 + SECOND)
+    answered.set()
+    await asyncio.wait(tasks, timeout=10)
+    assert not bench.feeds[0].book.in_step, "no diffs flow: nobody would notice what it misses"
+    assert bench.out.of("order_book_snapshot") == []
+
+
 class History:
     """The venue's REST interface, whose history grows from one answer to the next."""
 
