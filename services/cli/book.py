@@ -16,7 +16,7 @@ from marketprism.market.v1.common_pb2 import Side
 from rich.console import Console
 from rich.live import Live
 
-from services.cli.book_keeper import BookKeeper
+from services.cli.book_keeper import BookKeeper, enum_name
 from services.cli.book_view import BookView, Rate, latency_text, now_clock, plain_line
 from services.cli.client import connect
 from services.cli.console import wide_console
@@ -133,7 +133,7 @@ async def print_trades(
 
 def _trade_line(event: event_pb.MarketEvent) -> str:
     trade = event.trade
-    side = Side.Name(trade.side).removeprefix("SIDE_").lower()
+    side = enum_name(Side, trade.side, "SIDE_").lower()
     moment = trade.exchange_time if trade.HasField("exchange_time") else trade.receive_time
     marks = "".join(
         f" {name}"
@@ -152,7 +152,7 @@ def _status_line(status: event_pb.StreamStatus) -> str:
     quiet = (event_pb.STREAM_STATE_OPEN, event_pb.STREAM_STATE_HEARTBEAT)
     if status.state in quiet:
         return ""
-    name = event_pb.StreamState.Name(status.state).removeprefix("STREAM_STATE_")
+    name = enum_name(event_pb.StreamState, status.state, "STREAM_STATE_")
     dropped = f", {status.dropped_events} events left out" if status.dropped_events else ""
     return f"stream {name}: {status.message or status.reason}{dropped}"
 

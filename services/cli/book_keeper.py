@@ -11,13 +11,14 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
+from typing import Any
 
 from marketprism.market.v1 import market_data_service_pb2 as service_pb
 from marketprism.market.v1 import market_event_pb2 as event_pb
 from marketprism.market.v1 import order_book_pb2 as pb
 from marketprism.market.v1.common_pb2 import PriceLevel
 
-__all__ = ["BookKeeper", "Level", "state_name"]
+__all__ = ["BookKeeper", "Level", "enum_name", "state_name"]
 
 _NOT_TRUSTED = (pb.ORDER_BOOK_STATE_SYNCING, pb.ORDER_BOOK_STATE_RESYNCING)
 
@@ -33,12 +34,16 @@ class Level:
     """In the instrument's quantity unit."""
 
 
-def state_name(state: "pb.OrderBookState.ValueType") -> str:
+def enum_name(kind: Any, value: int, prefix: str) -> str:
+    """Give the short name of an enum's value; a newer server may know more of them than we do."""
+    known = kind.DESCRIPTOR.values_by_number.get(value)
+    return known.name.removeprefix(prefix) if known is not None else str(value)
+
+
+def state_name(state: int) -> str:
     """Give the short name of a book state: `SYNCED`."""
-    try:
-        return pb.OrderBookState.Name(state).removeprefix("ORDER_BOOK_STATE_")
-    except ValueError:
-        return f"STATE_{state}"
+    known = state in pb.OrderBookState.values()
+    return enum_name(pb.OrderBookState, state, "ORDER_BOOK_STATE_") if known else f"STATE_{state}"
 
 
 class BookKeeper:
@@ -191,8 +196,10 @@ class BookKeeper:
             if self._held:
                 self.why = ""
             return
-        reason = pb.OrderBookReason.Name(status.reason) if status.reason else ""
-        said = status.detail or reason.removeprefix("ORDER_BOOK_REASON_").lower().replace("_", " ")
+        reason = ""
+        if status.reason:
+            reason = enum_name(pb.OrderBookReason, status.reason, "ORDER_BOOK_REASON_")
+        said = status.detail or reason.lower().replace("_", " ")
         self.why = said or state_name(status.state).lower()
         if status.state in _NOT_TRUSTED:
             # The levels stay for whoever wants to look at them; `in_step` says what they are.

@@ -13,7 +13,7 @@ from marketprism.market.v1 import market_data_service_pb2 as pb
 from marketprism.market.v1 import market_data_service_pb2_grpc as pb_grpc
 from marketprism.market.v1 import market_event_pb2 as event_pb
 
-from services.cli.book_keeper import BookKeeper
+from services.cli.book_keeper import BookKeeper, enum_name
 from services.shared.errors import Unavailable, from_rpc_error
 
 __all__ = ["Link", "follow_book", "follow_trades"]
@@ -169,7 +169,7 @@ class _Stream(Protocol):
 
 
 def _note(status: event_pb.StreamStatus, link: Link) -> None:
-    link.counts[event_pb.StreamState.Name(status.state).removeprefix("STREAM_STATE_")] += 1
+    link.counts[enum_name(event_pb.StreamState, status.state, "STREAM_STATE_")] += 1
     link.dropped_events += status.dropped_events
 
 

@@ -223,7 +223,15 @@ def test_a_malformed_update_changes_no_level_before_it_is_refused() -> None:
 
 def test_unknown_states_have_a_name_too() -> None:
     assert state_name(pb.ORDER_BOOK_STATE_SYNCED) == "SYNCED"
-    assert state_name(99) == "STATE_99"  # type: ignore[arg-type]
+    assert state_name(99) == "STATE_99"
+
+
+def test_a_reason_that_only_a_newer_server_knows_is_told_by_its_number() -> None:
+    keeper = BookKeeper()
+    keeper.apply(snapshot(1, 0))
+    status = pb.OrderBookStatus(epoch=1, state=pb.ORDER_BOOK_STATE_STALE, reason=99)  # type: ignore[arg-type]
+    keeper.apply(event_pb.MarketEvent(order_book_status=status))
+    assert (keeper.in_step, keeper.why) == (False, "99")
 
 
 _price = st.integers(1, 12).map(str)
