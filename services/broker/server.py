@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 from services.broker.settings import ServerSettings
+from services.broker.write_guard import WriteGuard
 from services.shared.errors import MarketPrismError, StartupError
 from services.shared.health import DependencyStatus
 from services.shared.jetstream import Connection
@@ -50,6 +51,8 @@ class NatsServer:
         self._metrics = metrics
         self._log = get_logger(child="nats-server")
         self._child: ChildProcess | None = None
+        self.guard = WriteGuard(directory, lambda: self.child.kill())
+        """What starts it again after it gave up writing; somebody has to run it."""
         self.port = port
         """Port of clients, the real one once started."""
         self.monitor_port = monitor_port
@@ -81,6 +84,8 @@ class NatsServer:
         """Give the state of the process."""
         if self._child is None:
             return DependencyStatus.unhealthy("nats-server was not started")
+        if self.guard.problem:
+            return DependencyStatus.unhealthy(self.guard.problem, restarts=self.restarts)
         return self._child.status()
 
     @contextlib.asynccontextmanager
@@ -184,4 +189,6 @@ class NatsServer:
         if match and not match["text"]:
             return
         level = _LEVELS.get(match["level"], "debug") if match else "info"
-        getattr(self._log, level)(match["text"] if match else line)
+        text = match["text"] if match else line
+        getattr(self._log, level)(text)
+        self.guard.on_line(text)

@@ -78,6 +78,7 @@ class BrokerService(BaseService):
         """Start the server, connect, ensure the streams."""
         if self.server is not None:
             await stack.enter_async_context(self.server.running())
+            self.spawn(self.server.guard.run(), "write guard")
         stack.callback(self.keeper.close)
         try:
             await self.keeper.connect()

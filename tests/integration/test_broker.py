@@ -104,6 +104,28 @@ async def test_a_killed_server_comes_back_with_its_streams_and_messages(
     await publisher.stop()
 
 
+async def test_a_server_that_gave_up_writing_is_started_again(broker: BrokerService) -> None:
+    server = broker.server
+    assert server is not None
+    assert server.child.pid is not None
+    publisher = Publisher(broker.nats_url)
+    await publisher.start()
+    publisher.publish(TRADE, b"x", "t-0")
+    assert await publisher.drain(5)
+    # No file may grow any more: to the server that is a disk without room.
+    psutil.Process(server.child.pid).rlimit(psutil.RLIMIT_FSIZE, (64, 64))
+    for number in range(1, 100):
+        publisher.publish(TRADE, b"x", f"t-{number}")
+    await until(lambda: "gave up writing" in str(broker.health()[1]), "the health tells it")
+    assert broker.health()[0] == 503
+    await until(lambda: broker.health()[0] == 200, "it is healthy again", 20)
+    assert server.restarts == 1
+    assert await publisher.drain(20), "expected what waited to be stored"
+    info = await call(broker.nats_url, "STREAM.INFO.TRADE")
+    assert info["state"]["messages"] == 100
+    await publisher.stop()
+
+
 async def test_health_tells_the_real_state(broker: BrokerService) -> None:
     await until(lambda: broker.monitor.reading is not None, "the monitoring is read")
     status, body = broker.health()
