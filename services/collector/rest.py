@@ -7,6 +7,7 @@ from collections.abc import Callable
 import aiohttp
 
 from services.collector.venues.base import RestRequest
+from services.shared.log import get_logger
 
 __all__ = ["RateLimitedError", "RequestBudget", "RestClient", "RestError"]
 
@@ -14,6 +15,7 @@ _WINDOW = 60.0
 _USED_WEIGHT = "X-MBX-USED-WEIGHT-1M"
 _MAX_BODY = 64 * 1024 * 1024
 _DEFAULT_RETRY_AFTER = 5.0
+_WORTH_TELLING = 1.0
 
 
 class RestError(Exception):
@@ -40,9 +42,11 @@ class RequestBudget:
         self.requests = 0
         self.rate_limited = 0
         self.blocked_until = 0.0
+        self.waiting = 0
         self._clock = clock
         self._minute = 0
         self._used = 0
+        self._log = get_logger()
 
     @property
     def used(self) -> int:
@@ -60,10 +64,29 @@ class RequestBudget:
             return (self._minute + 1) * _WINDOW - now
         return 0.0
 
+    @property
+    def waits(self) -> str:
+        """Why requests wait now, and for how long; empty while none does."""
+        now = self._clock()
+        if not self.waiting:
+            return ""
+        if now < self.blocked_until:
+            return f"requests wait {self.blocked_until - now:.0f} s more, as the venue demanded"
+        return (
+            f"requests wait {(self._minute + 1) * _WINDOW - now:.0f} s more for the next minute's "
+            f"request weight, {self.used} of {self.limit} are used"
+        )
+
     async def take(self, weight: int) -> None:
         """Wait until a request of this weight may be made, and count it."""
-        while (seconds := self.wait_seconds(weight)) > 0:  # noqa: ASYNC110 - time is the condition
-            await asyncio.sleep(seconds)
+        self.waiting += 1
+        try:
+            while (seconds := self.wait_seconds(weight)) > 0:
+                if self.waiting == 1 and seconds > _WORTH_TELLING:
+                    self._log.info("requests wait", why=self.waits)
+                await asyncio.sleep(seconds)
+        finally:
+            self.waiting -= 1
         self.requests += 1
         self._used += weight
 

@@ -26,6 +26,7 @@ from services.collector.venue import Venue
 from services.collector.venues.registry import adapter_for_exchange
 from services.shared.errors import ConfigError, InvalidArgument
 from services.shared.health import DependencyStatus
+from services.shared.progress import Progress
 from services.shared.publisher import OutboxLimits, Publisher, PublisherOptions
 from services.shared.service import BaseService
 from services.shared.settings import MeshSettings, load_settings
@@ -34,6 +35,7 @@ __all__ = ["CollectorService"]
 
 _HEARTBEAT_SECONDS = 1.0
 _DRAIN_SECONDS = 3.0
+_STUCK_SECONDS = 5.0
 
 
 class CollectorService(BaseService):
@@ -62,6 +64,7 @@ class CollectorService(BaseService):
             on_rejected=self._on_rejected,
         )
         self.metrics.registry.register(self.publisher)
+        self._stored = Progress()
         self._ledger = Ledger(
             settings.collector_id,
             self.publisher.publish,
@@ -158,6 +161,11 @@ class CollectorService(BaseService):
                 f"not connected: {status.last_error}; events are buffered", **facts
             )
         }
+        stuck = self._stored.stuck_seconds(time.monotonic())
+        if status.connected and stuck > _STUCK_SECONDS:
+            result["broker"] = DependencyStatus.degraded(
+                f"has stored nothing for {stuck:.0f} s; events are buffered", **facts
+            )
         for venue in self.venues:
             result[venue.exchange] = _venue_health(venue)
         if self._recorder is not None:
@@ -195,6 +203,12 @@ class CollectorService(BaseService):
         while True:
             message = status_message(
                 self.settings.collector_id, self._start_time, self.venues, self.publisher
+            )
+            publisher = message.publisher
+            self._stored.observe(
+                publisher.acknowledged,
+                waiting=publisher.in_flight + publisher.buffered > 0,
+                now=time.monotonic(),
             )
             self.publisher.tell(subject, message.SerializeToString())
             await asyncio.sleep(_HEARTBEAT_SECONDS)
@@ -250,5 +264,6 @@ def _venue_health(venue: Venue) -> DependencyStatus:
         error = next((each.last_error for each in venue.connections if each.last_error), "")
         return DependencyStatus.degraded(f"no connection: {error}", **facts)
     if in_step < total:
-        return DependencyStatus.degraded(f"{total - in_step} books are not in step", **facts)
+        told = [f"{total - in_step} books are not in step", venue.rest.budget.waits]
+        return DependencyStatus.degraded("; ".join(filter(None, told)), **facts)
     return DependencyStatus.healthy("", **facts)

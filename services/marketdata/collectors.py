@@ -1,7 +1,8 @@
 """Which collectors are alive, by the heartbeats that they send; pure, the clock comes from outside.
 
 A collector says once a second how it is. Its silence means that nobody tells us when a book loses
-step, so its books are then STALE, although nothing that they hold is known to be wrong.
+step, so its books are then STALE, although nothing that they hold is known to be wrong. The same
+holds while it speaks and the broker stores nothing of what it has to say.
 """
 
 from collections.abc import Mapping
@@ -9,6 +10,8 @@ from dataclasses import dataclass, field
 
 from google.protobuf.message import DecodeError
 from marketprism.collector.v1 import collector_service_pb2
+
+from services.shared.progress import Progress
 
 __all__ = ["Collectors", "Rivals"]
 
@@ -20,6 +23,7 @@ _RIVALS_SECONDS = 10.0
 class _Collector:
     heard: float
     exchanges: set[str] = field(default_factory=set)
+    stored: Progress = field(default_factory=Progress)
 
 
 class Collectors:
@@ -55,6 +59,12 @@ class Collectors:
                 del self._known[oldest]
             collector = self._known[status.collector_id] = _Collector(now)
         collector.heard = now
+        publisher = status.publisher
+        collector.stored.observe(
+            publisher.acknowledged,
+            waiting=publisher.in_flight + publisher.buffered > 0,
+            now=now,
+        )
         collector.exchanges.update(connection.exchange for connection in status.connections)
         return True
 
@@ -79,7 +89,12 @@ class Collectors:
         if not concerned:
             return "no collector was heard since the start"
         age = self._now - max(each.heard for each in concerned)
-        return f"the collector has been silent for {age:.0f} s" if age > self._limit else ""
+        if age > self._limit:
+            return f"the collector has been silent for {age:.0f} s"
+        stuck = min(each.stored.stuck_seconds(self._now) for each in concerned)
+        if stuck > self._limit:
+            return f"the broker has stored nothing of the collector's for {stuck:.0f} s"
+        return ""
 
 
 class Rivals:

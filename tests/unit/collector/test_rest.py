@@ -86,6 +86,23 @@ async def test_those_who_wait_share_the_weight_of_the_next_minute(clock: Clock) 
         task.cancel()
 
 
+async def test_it_tells_why_requests_wait_and_for_how_long(clock: Clock) -> None:
+    budget = RequestBudget(100, clock)
+    clock.now += 20
+    await budget.take(100)
+    assert budget.waits == "", "expected nothing while nobody waits"
+    waiting = asyncio.create_task(budget.take(50))
+    await asyncio.sleep(0)
+    assert "wait 40 s" in budget.waits
+    assert "100 of 100" in budget.waits
+    budget.block(90)
+    assert "wait 90 s more, as the venue demanded" in budget.waits
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert budget.waits == ""
+
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 

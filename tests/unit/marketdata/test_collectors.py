@@ -32,6 +32,25 @@ def test_silence_counts_only_while_we_listen() -> None:
     assert "silent for 100 s" in at(collectors, 206.0).silence("binance", "")
 
 
+def test_a_collector_whose_events_are_not_stored_is_as_good_as_silent() -> None:
+    collectors = Collectors(5.0, 0.0)
+    collectors.listening(0.0)
+
+    def hear(now: float, acknowledged: int, waiting: int) -> str:
+        message = collector_service_pb2.GetStatusResponse(collector_id="a")
+        message.publisher.acknowledged = acknowledged
+        message.publisher.buffered = waiting
+        collectors.on_heartbeat(message.SerializeToString(), now)
+        return at(collectors, now).silence("binance", "a")
+
+    assert hear(10.0, 7, 0) == ""
+    assert hear(19.0, 7, 0) == "", "expected a quiet market to be no fault"
+    assert hear(20.0, 7, 3) == ""
+    assert hear(24.0, 7, 9) == ""
+    assert "stored nothing of the collector's for 6 s" in hear(25.0, 7, 9)
+    assert hear(26.0, 8, 9) == "", "expected the first progress to end it"
+
+
 def test_a_book_depends_on_its_own_collector_when_that_is_known() -> None:
     collectors = Collectors(5.0, 0.0)
     collectors.listening(0.0)
