@@ -161,7 +161,8 @@ def _holder(port: int) -> str:
         connections = psutil.net_connections(kind="tcp")
     except (psutil.Error, OSError):
         connections = []
-    for connection in connections:
+    # One that a process holds says more than one that only waits for its end to be forgotten.
+    for connection in sorted(connections, key=lambda each: each.pid is None):
         if connection.laddr and connection.laddr.port == port and connection.raddr:
             # Ports of this range are given to outgoing connections, too.
             peer = f"{connection.raddr.ip}:{connection.raddr.port}"
