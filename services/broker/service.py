@@ -51,7 +51,7 @@ class BrokerService(BaseService):
         """The embedded server; None with an external one."""
         if nats.url == f"nats://{nats.host}:{nats.port}":
             self.server = NatsServer(
-                mesh.data_dir / "nats",
+                mesh.data_dir / settings.server.store,
                 settings.server,
                 host=nats.host,
                 port=nats.port,

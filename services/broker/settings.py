@@ -58,6 +58,9 @@ Seconds = Annotated[float, BeforeValidator(_seconds)]
 class ServerSettings(SettingsModel):
     """The embedded nats-server."""
 
+    store: str = Field(default="nats", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    """Folder of JetStream below `data_dir`."""
+
     max_payload: Size = Field(default=8 * 2**20, ge=1024, le=64 * 2**20)
     """Largest message, headers included, bytes."""
 
@@ -77,7 +80,7 @@ class ServerSettings(SettingsModel):
     ready_seconds: Seconds = Field(default=30.0, gt=0, le=600)
     """Time the server has to answer after a start, recovery of its store included, seconds."""
 
-    name: str = Field(default="marketprism", pattern=r"[A-Za-z0-9_-]{1,64}")
+    name: str = Field(default="marketprism", pattern=r"^[A-Za-z0-9_-]{1,64}$")
     """Name of the server, as monitoring and a cluster show it."""
 
 

@@ -12,6 +12,7 @@ from services.cli.parts import (
     SIMULATOR,
     Configuration,
     Service,
+    check_settings,
     idle_port_uses,
     load_configuration,
     port_uses,
@@ -37,6 +38,8 @@ Mode = Literal["microservice", "full"]
 
 ALL_IN_ONE = "mesh"
 """Name of the one process of full mode."""
+
+_SIMULATED_STORE = "nats-simulated"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +121,17 @@ class MeshPlan:
         )
 
     @property
+    def passing_store(self) -> Path | None:
+        """Where the broker keeps what a simulated venue tells; None when the venues are live.
+
+        It is not the store of live data, which must never hold trades that nobody made, and it is
+        worth nothing when the venue begins anew, with other books and the same trade ids.
+        """
+        if self.options.simulated is None:
+            return None
+        return self.configuration.mesh.data_dir / _SIMULATED_STORE
+
+    @property
     def addresses(self) -> dict[str, str]:
         """`host:port` by purpose: Envoy's listeners, `admin`, `nats`, `simulator`."""
         found = {}
@@ -154,6 +168,9 @@ def make_plan(options: MeshOptions, environ: Mapping[str, str]) -> MeshPlan:
     # nats.url follows nats.port, and so must be worked out anew.
     configuration = load_configuration(options.config_dir, {**environ, **env})
     env |= _venue_overrides(options, uses)
+    if options.simulated is not None and any(service.name == "broker" for service in services):
+        env[f"{ENV_PREFIX}BROKER__SERVER__STORE"] = _SIMULATED_STORE
+    check_settings(services, options.config_dir, {**environ, **env})
     plan = MeshPlan(options, configuration, services, tuple(uses), env, ())
     return replace(plan, parts=tuple(_parts(plan)))
 

@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+from services.broker.settings import BrokerSettings
 from services.cli.port_plan import PortUse
+from services.collector.settings import CollectorSettings
 from services.gateway.settings import GatewaySettings
+from services.marketdata.settings import MarketDataSettings
 from services.shared.errors import ConfigError
+from services.shared.loading import SettingsModel
 from services.shared.settings import MeshSettings, load_mesh, load_settings
 
 __all__ = [
@@ -17,6 +21,7 @@ __all__ = [
     "SIMULATOR",
     "Configuration",
     "Service",
+    "check_settings",
     "idle_port_uses",
     "load_configuration",
     "port_uses",
@@ -53,6 +58,9 @@ class Service:
 
     own_ports: _Uses
     """Ports beside its gRPC and HTTP ports: those of a child process it owns."""
+
+    settings: type[SettingsModel]
+    """What its configuration file, named like it, must be."""
 
     ready_seconds: float = 60.0
     """Time it may take from its start until its `/health` answers."""
@@ -103,10 +111,10 @@ def _gateway_ports(configuration: Configuration) -> Sequence[PortUse]:
 
 
 MESH: tuple[Service, ...] = (
-    Service("broker", (), _broker_ports),
-    Service("collector", ("broker", SIMULATOR), _no_ports),
-    Service("marketdata", ("broker",), _no_ports),
-    Service("gateway", ("collector", "marketdata"), _gateway_ports),
+    Service("broker", (), _broker_ports, BrokerSettings),
+    Service("collector", ("broker", SIMULATOR), _no_ports, CollectorSettings),
+    Service("marketdata", ("broker",), _no_ports, MarketDataSettings),
+    Service("gateway", ("collector", "marketdata"), _gateway_ports, GatewaySettings),
 )
 """Services in the order of their start."""
 
@@ -173,3 +181,17 @@ def load_configuration(
         mesh=load_mesh(config_dir=config_dir, environ=environ),
         gateway=load_settings(GatewaySettings, "gateway", config_dir=config_dir, environ=environ),
     )
+
+
+def check_settings(
+    services: Sequence[Service], config_dir: Path | None, environ: Mapping[str, str]
+) -> None:
+    """Read what each service will read; raises `ConfigError` with every problem of all of them."""
+    problems = []
+    for service in services:
+        try:
+            load_settings(service.settings, service.name, config_dir=config_dir, environ=environ)
+        except ConfigError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError("\n".join(problems))

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -38,6 +39,8 @@ def run_mesh(options: MeshOptions, *, quiet: bool = False, on_ready: OnReady | N
     mesh = plan.configuration.mesh
     with DataDirLock(mesh.data_dir):
         check_ports(plan)
+        if plan.passing_store is not None:
+            shutil.rmtree(plan.passing_store, ignore_errors=True)
         try:
             with open_reporter(mesh.log, mesh.data_dir / "logs", quiet=quiet) as reporter:
                 return _supervise(plan, reporter, on_ready or tell_ready)

@@ -316,9 +316,23 @@ def test_a_second_mesh_on_the_same_data_is_refused(tmp_path: Path) -> None:
         mesh.stop()
 
 
+def test_a_simulated_market_begins_anew_and_leaves_live_data_alone(tmp_path: Path) -> None:
+    live = tmp_path / "var" / "nats" / "stored"
+    earlier = tmp_path / "var" / "nats-simulated" / "stored"
+    for path in (live, earlier):
+        path.parent.mkdir(parents=True)
+        path.write_text("")
+    with mesh_of(tmp_path, "--simulated", "--free-ports", "--services", "broker") as mesh:
+        eventually("the broker runs", lambda: mesh.child("broker").get("state") == "running")
+        assert not earlier.exists()
+        assert (earlier.parent / "jetstream").is_dir()
+        mesh.stop()
+    assert [path.name for path in live.parent.iterdir()] == ["stored"]
+
+
 def test_a_start_that_fails_says_why_and_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "var").mkdir()
-    (tmp_path / "var" / "nats").write_text("in the way of the broker's store")
+    (tmp_path / "var" / "nats-simulated").write_text("in the way of the broker's store")
     with mesh_of(tmp_path, "--simulated", "--free-ports") as mesh:
         assert mesh.process.wait(START_SECONDS) == 1
         assert "cannot start: broker ended with exit status 1" in mesh.said

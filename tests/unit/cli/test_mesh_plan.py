@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from services.broker.settings import ServerSettings
 from services.cli.mesh_plan import MeshOptions, check_ports, make_plan
 from services.cli.panel import ready_panel
 from services.cli.parts import MESH, select_services
@@ -34,6 +35,29 @@ def test_the_simulated_venue_comes_first_and_the_collector_is_pointed_at_it(
     assert env["MARKETPRISM__COLLECTOR__EXCHANGES__BINANCE__REST_URL"] == "http://127.0.0.1:9311"
     assert env["MARKETPRISM__COLLECTOR__EXCHANGES__BINANCE__WS_URL"] == "ws://127.0.0.1:9311/stream"
     assert env["MARKETPRISM__COLLECTOR__EXCHANGES__BINANCE__SYMBOLS"] == '["*"]'
+
+
+def test_a_simulated_market_is_kept_apart_from_live_data(tmp_path: Path) -> None:
+    live, simulated = plan_of(tmp_path), plan_of(tmp_path, simulated=VenueOptions())
+    key = "MARKETPRISM__BROKER__SERVER__STORE"
+    assert key not in live.env
+    assert live.passing_store is None
+    assert simulated.passing_store is not None
+    assert simulated.env[key] == simulated.passing_store.name
+    assert simulated.passing_store.name != ServerSettings().store
+
+
+def test_a_mistake_in_any_service_s_configuration_is_told_before_the_start(
+    tmp_path: Path,
+) -> None:
+    environ = {
+        "MARKETPRISM__COLLECTOR__NOPE": "1",
+        "MARKETPRISM__MARKETDATA__RECENT_TRADES": "-5",
+    }
+    with pytest.raises(ConfigError) as caught:
+        make_plan(MeshOptions(data_dir=tmp_path), environ)
+    assert "MARKETPRISM__COLLECTOR__NOPE" in str(caught.value)
+    assert "recent_trades" in str(caught.value)
 
 
 def test_live_symbols_are_an_override_only_when_they_are_given(tmp_path: Path) -> None:
