@@ -99,10 +99,11 @@ class NatsServer:
         with self._own_store():
             self.port = self._free(self._wanted_port, "nats.port")
             self.monitor_port = self._free(self._wanted_monitor_port, "nats.monitor_port")
-            config = self._write_config()
             self._child = ChildProcess(
                 "nats-server",
-                [binary, "-c", config],
+                [binary, "-c", self._config_file],
+                # Whoever deletes the store deletes the configuration with it.
+                prepare=self._write_config,
                 ready=self._is_ready,
                 ready_seconds=self._settings.ready_seconds,
                 restart=_RESTART,
@@ -140,10 +141,18 @@ class NatsServer:
         bind_socket(self._host, wanted, key).close()
         return wanted
 
-    def _write_config(self) -> Path:
-        path = self._directory / "nats-server.conf"
-        path.write_text(self.config_text(), encoding="utf-8")
-        return path
+    @property
+    def _config_file(self) -> Path:
+        return self._directory / "nats-server.conf"
+
+    def _write_config(self) -> None:
+        text = self.config_text()
+        # On a full disk writing it again would only empty it.
+        with contextlib.suppress(OSError):
+            if self._config_file.read_text(encoding="utf-8") == text:
+                return
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._config_file.write_text(text, encoding="utf-8")
 
     @contextlib.contextmanager
     def _own_store(self) -> Iterator[None]:

@@ -138,6 +138,7 @@ class ChildProcess:
         restart: RestartPolicy | None = RestartPolicy(),
         env: Mapping[str, str] | None = None,
         cwd: str | os.PathLike[str] | None = None,
+        prepare: Callable[[], object] | None = None,
         on_line: Callable[[str], None] | None = None,
         metrics: Metrics | None = None,
     ) -> None:
@@ -145,7 +146,8 @@ class ChildProcess:
 
         `ready` is asked until it says True, for at most `ready_seconds`. `stop_seconds` pass
         between SIGTERM and SIGKILL. `restart` None means that a death is final. `env` is added to
-        this process's environment. `on_line` gets each line of output (stdout and stderr);
+        this process's environment. `prepare` is called before each start, and may raise `OSError`
+        when it is in vain. `on_line` gets each line of output (stdout and stderr);
         without it lines go to the log.
         """
         self.name = name
@@ -166,6 +168,7 @@ class ChildProcess:
         self._restart = restart
         self._env = dict(env or {})
         self._cwd = cwd
+        self._prepare = prepare
         self._on_line = on_line
         self._log = get_logger(child=name)
         self._lines: collections.deque[str] = collections.deque(maxlen=_KEPT_LINES)
@@ -262,12 +265,15 @@ class ChildProcess:
             shim = [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid())]
             command = [*shim, *command]
         self._set(ChildState.STARTING)
+        self._lines.clear()
         # Not asyncio's subprocess: uvloop forks, which gRPC's threads do not survive quietly, where
         # Popen uses vfork; and a pipe of asyncio's delays the news of a death until whatever the
         # child left behind has closed it too.
         read_end, write_end = os.pipe()
         source = os.fdopen(read_end, "rb", 0)
         try:
+            if self._prepare is not None:
+                self._prepare()
             process = subprocess.Popen(  # noqa: ASYNC220, S603 - takes a millisecond; no shell
                 command,
                 stdin=subprocess.DEVNULL,

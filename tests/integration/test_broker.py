@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -102,6 +103,18 @@ async def test_a_killed_server_comes_back_with_its_streams_and_messages(
     publisher.publish(TRADE, b"x", "t-100")
     assert await publisher.drain(10)
     await publisher.stop()
+
+
+async def test_a_server_whose_store_was_deleted_begins_anew(
+    tmp_path: Path, broker: BrokerService
+) -> None:
+    assert broker.server is not None
+    shutil.rmtree(tmp_path / "var/nats")
+    broker.server.child.kill(signal.SIGKILL)
+    await until(lambda: broker.health()[0] == 503, "the death shows in the health")
+    await until(lambda: broker.health()[0] == 200, "it is healthy again")
+    names = (await call(broker.nats_url, "STREAM.NAMES"))["streams"]
+    assert sorted(names) == ["BOOK", "TRADE"], "expected the streams to be made again"
 
 
 async def test_a_server_that_gave_up_writing_is_started_again(broker: BrokerService) -> None:
