@@ -416,6 +416,18 @@ async def test_a_call_that_changes_something_is_not_tried_again(mesh: Mesh) -> N
     assert mesh.collector.resyncs == before + 1
 
 
+# ---- HTTP/1.0
+
+
+async def test_a_proxy_that_speaks_http_1_0_is_served(mesh: Mesh) -> None:
+    async with (
+        aiohttp.ClientSession(version=aiohttp.HttpVersion10) as session,
+        session.get(mesh.url(BOOK)) as answer,
+    ):
+        assert answer.status == 200
+        assert (await answer.json())["success"] is True
+
+
 # ---- CORS
 
 
