@@ -12,6 +12,8 @@ from services.collector.synchroniser import BookSynchroniser, SnapshotPolicy
 from services.collector.trades import TradeTape
 from services.collector.venues.base import (
     BookDiff,
+    BookHeartbeat,
+    BookSnapshot,
     InstrumentSpec,
     TopOfBook,
     TradePrint,
@@ -113,6 +115,13 @@ class InstrumentFeed:
             self._check_top(top, now)
         elif len(tops) > _TOPS_KEPT:
             self._tops = {}
+
+    def on_book_message(self, message: BookSnapshot | BookHeartbeat, now: int) -> None:
+        """Take what a venue sends of the book beside its changes."""
+        if isinstance(message, BookSnapshot):
+            self.book.on_stream_snapshot(message, now)
+        else:
+            self.book.on_heartbeat(message, now)
 
     def on_trade(self, trade: TradePrint, now: int) -> None:
         """Take a trade."""

@@ -23,7 +23,7 @@ from services.collector.servicer import CollectorServicer, status_message
 from services.collector.settings import CollectorSettings
 from services.collector.synchroniser import SnapshotPolicy
 from services.collector.venue import Venue
-from services.collector.venues.registry import adapter_for_exchange
+from services.collector.venues.registry import live_adapter_for_exchange
 from services.shared.errors import ConfigError, InvalidArgument
 from services.shared.health import DependencyStatus
 from services.shared.progress import Progress
@@ -79,7 +79,7 @@ class CollectorService(BaseService):
         settings = load_settings(CollectorSettings, "collector", config_dir=config_dir)
         for exchange in settings.exchanges:
             try:
-                adapter_for_exchange(exchange)
+                live_adapter_for_exchange(exchange)
             except InvalidArgument as error:
                 raise ConfigError(f"collector.yaml: exchanges.{exchange}: {error}") from error
         return cls(mesh, settings)
@@ -119,7 +119,7 @@ class CollectorService(BaseService):
             self.venues.append(
                 Venue(
                     exchange,
-                    adapter_for_exchange(exchange),
+                    live_adapter_for_exchange(exchange),
                     settings,
                     rest,
                     self.publisher,

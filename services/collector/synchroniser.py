@@ -9,17 +9,25 @@ The life of a book:
     SYNCING --snapshot bridges--> SYNCED --gap, cut, malformed frame--> RESYNCING --> SYNCED ...
 
 Every way into SYNCED begins a new epoch with a snapshot at sequence 0. While the book is not in
-step diffs are buffered (bounded), and a snapshot is asked for through `BookOutput`.
+step a snapshot is asked for through `BookOutput`. Where the snapshot answers a request, the diffs
+are buffered (bounded) and fitted to it by the venue's rules; where it comes in the stream, whatever
+came before it is over and the next diff has to continue it.
 """
 
 from collections import deque
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from marketprism.market.v1 import order_book_pb2 as pb
 
 from services.collector.book import OrderBook
 from services.collector.encoding import OrderBookEncoder
-from services.collector.venues.base import BookDiff, BookSnapshot, VenueAdapter
+from services.collector.venues.base import (
+    BookDiff,
+    BookHeartbeat,
+    BookSnapshot,
+    SnapshotSource,
+    VenueAdapter,
+)
 from services.shared.decimals import InvalidDecimalError
 
 __all__ = ["BookOutput", "BookSynchroniser", "SnapshotPolicy"]
@@ -28,6 +36,8 @@ _SYNCING = pb.ORDER_BOOK_STATE_SYNCING
 _SYNCED = pb.ORDER_BOOK_STATE_SYNCED
 _RESYNCING = pb.ORDER_BOOK_STATE_RESYNCING
 _STALE = pb.ORDER_BOOK_STATE_STALE
+
+_Why: TypeAlias = tuple["pb.OrderBookReason.ValueType", str]
 
 # Diffs in a row that lie behind the book: a snapshot a little ahead of the stream explains some.
 _MOST_BEHIND = 100
@@ -46,7 +56,11 @@ class BookOutput(Protocol):
         """Take a change of state."""
 
     def request_snapshot(self, reason: "pb.OrderBookReason.ValueType") -> None:
-        """Fetch the venue's snapshot, single-flight and with backoff, and hand it to the book."""
+        """Bring the venue's snapshot about, single-flight and with backoff.
+
+        It is fetched and handed to `on_snapshot`, or subscribed to anew where it comes in the
+        stream.
+        """
 
 
 class SnapshotPolicy:
@@ -92,7 +106,8 @@ class BookSynchroniser:
     Times are nanoseconds since 1970, taken by the caller at the socket read. Counters are public
     and only grow: `frames` (diffs received), `applied`, `duplicates` (diffs already contained),
     `gaps` (breaks of the venue's sequence), `resyncs` (rebuilds after having been in step),
-    `malformed`, `unpublished` (updates applied while muted).
+    `malformed`, `unpublished` (updates applied while muted), `checksums_ok` and `checksums_bad`
+    (comparisons with the venue's checksum).
     """
 
     def __init__(
@@ -123,8 +138,12 @@ class BookSynchroniser:
         self.resyncs = 0
         self.malformed = 0
         self.unpublished = 0
+        self.checksums_ok = 0
+        self.checksums_bad = 0
         self.muted = False
         self._adapter = adapter
+        self._from_stream = adapter.snapshot_source is SnapshotSource.STREAM
+        self._checksum = adapter.book_checksum()
         self._output = output
         self._policy = policy
         self._encoder = OrderBookEncoder(exchange, symbol)
@@ -160,13 +179,13 @@ class BookSynchroniser:
                 self._apply(diff, receive_time)
                 return
         elif state != _STALE:
-            self._buffer.append((diff, receive_time))
+            self._keep(diff, receive_time)
             return
         if self._continues(diff):
             if state == _STALE:
                 self._transition(_SYNCED, pb.ORDER_BOOK_REASON_SYNCHRONISED, "", receive_time)
             self._apply(diff, receive_time)
-        elif diff.last <= self.venue_sequence:
+        elif self._adapter.repeats(diff, self.venue_sequence):
             self.duplicates += 1
             self._behind += 1
             if self._behind > _MOST_BEHIND:
@@ -176,7 +195,7 @@ class BookSynchroniser:
                     f"the last is {diff.first}..{diff.last}",
                     receive_time,
                 )
-                self._buffer.append((diff, receive_time))
+                self._keep(diff, receive_time)
         else:
             self.gaps += 1
             silence = "after silence: " if state == _STALE else ""
@@ -185,7 +204,36 @@ class BookSynchroniser:
                 f"got {diff.first}..{diff.last} that continues {diff.previous}"
             )
             self._lose(pb.ORDER_BOOK_REASON_VENUE_GAP, detail, receive_time)
-            self._buffer.append((diff, receive_time))
+            self._keep(diff, receive_time)
+
+    def on_heartbeat(self, heartbeat: BookHeartbeat, receive_time: int) -> None:
+        """Take the venue's word that the book stands at an id: it does, or changes are missing."""
+        state = self.state
+        if state not in (_SYNCED, _STALE):
+            return
+        if heartbeat.last != self.venue_sequence:
+            self.gaps += 1
+            self._lose(
+                pb.ORDER_BOOK_REASON_VENUE_GAP,
+                f"the venue's book stands at {heartbeat.last}, this one at {self.venue_sequence}",
+                receive_time,
+            )
+        elif not self._agrees(heartbeat.checksum):
+            self._lose(*self._disagreement(heartbeat.checksum), receive_time)
+        elif state == _STALE:
+            self._transition(_SYNCED, pb.ORDER_BOOK_REASON_SYNCHRONISED, "", receive_time)
+
+    def on_stream_snapshot(self, snapshot: BookSnapshot, receive_time: int) -> None:
+        """Take a snapshot that came among the diffs: it replaces everything, in step or not."""
+        self._waiting = False
+        self._buffer.clear()
+        refusal = self._replace(snapshot)
+        if refusal is None:
+            self._begin(snapshot, receive_time)
+        elif self.state in (_SYNCED, _STALE):
+            self._lose(*refusal, receive_time)
+        else:
+            self.on_snapshot_failed(*refusal, receive_time)
 
     def on_snapshot(self, snapshot: BookSnapshot, receive_time: int) -> None:
         """Take the venue's answer to `request_snapshot`."""
@@ -205,17 +253,11 @@ class BookSynchroniser:
                 receive_time,
             )
             return
-        try:
-            self.book.replace(snapshot.bids, snapshot.asks, limit=snapshot.limit)
-        except InvalidDecimalError as error:
-            self.on_snapshot_failed(
-                pb.ORDER_BOOK_REASON_SNAPSHOT_FAILED, f"malformed snapshot: {error}", receive_time
-            )
+        refusal = self._replace(snapshot)
+        if refusal is not None:
+            self.on_snapshot_failed(*refusal, receive_time)
             return
-        self.venue_sequence = snapshot.last
-        self.exchange_time = snapshot.exchange_time
-        self.receive_time = receive_time
-        self._begin_epoch(receive_time)
+        self._begin(snapshot, receive_time)
         pending = list(buffer)
         buffer.clear()
         for diff, received in pending:
@@ -328,6 +370,46 @@ class BookSynchroniser:
 
     # Inside
 
+    def _keep(self, diff: BookDiff, receive_time: int) -> None:
+        # No snapshot in the stream reaches back to what came before it.
+        if not self._from_stream:
+            self._buffer.append((diff, receive_time))
+
+    def _replace(self, snapshot: BookSnapshot) -> _Why | None:
+        """Put the snapshot in place of the book, or give why it cannot be."""
+        try:
+            self.book.replace(snapshot.bids, snapshot.asks, limit=snapshot.limit)
+        except InvalidDecimalError as error:
+            return pb.ORDER_BOOK_REASON_SNAPSHOT_FAILED, f"malformed snapshot: {error}"
+        if self._checksum is not None:
+            self._checksum.replace(snapshot.bids, snapshot.asks)
+            if not self._agrees(snapshot.checksum):
+                return self._disagreement(snapshot.checksum)
+        return None
+
+    def _begin(self, snapshot: BookSnapshot, receive_time: int) -> None:
+        self.venue_sequence = snapshot.last
+        self.exchange_time = snapshot.exchange_time
+        self.receive_time = receive_time
+        self._begin_epoch(receive_time)
+
+    def _agrees(self, checksum: int) -> bool:
+        """Hold the book against the venue's checksum, where there is one."""
+        if not checksum or self._checksum is None:
+            return True
+        if self._checksum.value() == checksum:
+            self.checksums_ok += 1
+            return True
+        self.checksums_bad += 1
+        return False
+
+    def _disagreement(self, checksum: int) -> _Why:
+        computed = self._checksum.value() if self._checksum is not None else 0
+        return (
+            pb.ORDER_BOOK_REASON_CHECKSUM_MISMATCH,
+            f"the venue's checksum is {checksum}, that of this book {computed}",
+        )
+
     def _continues(self, diff: BookDiff) -> bool:
         if diff.previous == self.venue_sequence:
             return True
@@ -340,6 +422,11 @@ class BookSynchroniser:
         except InvalidDecimalError as error:
             self.on_malformed(str(error), receive_time)
             return
+        if self._checksum is not None:
+            self._checksum.apply(diff.bids, diff.asks)
+            if not self._agrees(diff.checksum):
+                self._lose(*self._disagreement(diff.checksum), receive_time)
+                return
         self.applied += 1
         self._behind = 0
         self.sequence = sequence = self.sequence + 1

@@ -23,14 +23,18 @@ from services.collector.settings import ExchangeSettings
 from services.collector.synchroniser import SnapshotPolicy
 from services.collector.venues.base import (
     Acknowledgement,
+    BookHeartbeat,
+    BookSnapshot,
     Goodbye,
     Ignored,
     InstrumentSpec,
     MalformedFrameError,
+    Several,
     TopOfBook,
     TradePrint,
     VenueAdapter,
     VenueFault,
+    VenueMessage,
 )
 from services.shared.decimals import InvalidDecimalError
 from services.shared.publisher import Publisher
@@ -325,6 +329,9 @@ class Venue:
         except MalformedFrameError as error:
             self._on_malformed(connection, error, now)
             return
+        self._dispatch(connection, message, now)
+
+    def _dispatch(self, connection: VenueConnectionTask, message: VenueMessage, now: int) -> None:
         if isinstance(message, TopOfBook):
             feed = self.feeds.get(message.native_symbol)
             if feed is not None:
@@ -345,6 +352,13 @@ class Venue:
             )
         elif isinstance(message, Ignored):
             self._unexpected += 1
+        elif isinstance(message, BookSnapshot | BookHeartbeat):
+            feed = self.feeds.get(message.native_symbol)
+            if feed is not None:
+                feed.on_book_message(message, now)
+        elif isinstance(message, Several):
+            for each in message.messages:
+                self._dispatch(connection, each, now)
         else:
             feed = self.feeds.get(message.native_symbol)
             if feed is not None:

@@ -13,16 +13,20 @@ from services.collector.book import book_digest
 from services.collector.synchroniser import BookSynchroniser, SnapshotPolicy
 from services.collector.venues.base import (
     Acknowledgement,
+    BookHeartbeat,
     BookSnapshot,
     Goodbye,
     Ignored,
     InstrumentSpec,
     MalformedFrameError,
     RestRequest,
+    Several,
+    SnapshotSource,
     TopOfBook,
     TradePrint,
     VenueAdapter,
     VenueFault,
+    VenueMessage,
 )
 from services.collector.venues.registry import adapter_for_exchange, exchange_for_url, url_host
 from services.shared.capture import CaptureRecord, read_numbered
@@ -156,18 +160,29 @@ class _Verifier:
         return book
 
     def _frame(self, adapter: VenueAdapter, record: CaptureRecord) -> None:
-        message = adapter.decode(record.payload())
+        self._message(adapter, record, adapter.decode(record.payload()))
+
+    def _message(self, adapter: VenueAdapter, record: CaptureRecord, message: VenueMessage) -> None:
         connection = record.conn or ""
         if isinstance(message, TopOfBook):
+            # A top without an id says nothing of which book it was the top.
             book = self._books.get((connection, adapter.exchange, message.native_symbol))
-            if book is not None:
+            if book is not None and message.venue_sequence:
                 book.tickers.append(message)
                 book.compare_top()
         elif isinstance(message, TradePrint):
             self.report.trades += 1
+        elif isinstance(message, Several):
+            for each in message.messages:
+                self._message(adapter, record, each)
         elif not isinstance(message, Acknowledgement | VenueFault | Goodbye | Ignored):
             book = self._book(adapter, connection, message.native_symbol)
-            book.synchroniser.on_diff(message, record.receive_time)
+            if isinstance(message, BookSnapshot):
+                book.synchroniser.on_stream_snapshot(message, record.receive_time)
+            elif isinstance(message, BookHeartbeat):
+                book.synchroniser.on_heartbeat(message, record.receive_time)
+            else:
+                book.synchroniser.on_diff(message, record.receive_time)
             # Snapshots that came before the first diff are judged against it, not before it.
             for snapshot, received in book.snapshots:
                 book.synchroniser.on_snapshot(snapshot, received)
@@ -180,6 +195,8 @@ class _Verifier:
         if parts.path == adapter.instruments_request().path:
             for spec in adapter.decode_instruments(record.payload()):
                 self._instruments[adapter.exchange, spec.native_symbol] = spec
+            return
+        if adapter.snapshot_source is not SnapshotSource.REQUEST:
             return
         native = query.get("symbol", "")
         if parts.path != adapter.snapshot_request(native, 1).path:
@@ -213,9 +230,8 @@ class _Verifier:
             "applied": state.applied,
             "gaps": state.gaps,
             "resyncs": state.resyncs,
-            # This protocol carries no checksums; protocols that do count them here.
-            "checksum_ok": 0,
-            "checksum_bad": 0,
+            "checksum_ok": state.checksums_ok,
+            "checksum_bad": state.checksums_bad,
             "bids": len(bids),
             "asks": len(asks),
             "best_bid": bids[0].price if bids else None,

@@ -2,17 +2,22 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Protocol
 
 __all__ = [
     "Acknowledgement",
+    "BookChecksum",
     "BookDiff",
+    "BookHeartbeat",
     "BookSnapshot",
     "Goodbye",
     "Ignored",
     "InstrumentSpec",
     "MalformedFrameError",
     "RestRequest",
+    "Several",
+    "SnapshotSource",
     "TopOfBook",
     "TradePrint",
     "VenueAdapter",
@@ -36,8 +41,17 @@ class MalformedFrameError(ValueError):
         self.concerns_book = concerns_book
 
 
+class SnapshotSource(Enum):
+    """Where the snapshot comes from that a book is built on."""
+
+    REQUEST = "request"
+    """An answer to a request, beside the stream: it has to be fitted to the diffs by its id."""
+    STREAM = "stream"
+    """A message among the diffs, sent after a subscription: its place is where it comes."""
+
+
 class BookDiff(Protocol):
-    """Changes of a book, with the venue's ids.
+    """Changes of a book, with the venue's ids; a venue that tells no ids gives 0 for all of them.
 
     Levels are (price, quantity) in the venue's spelling, quantity 0 deletes.
     """
@@ -63,6 +77,10 @@ class BookDiff(Protocol):
         """Venue's time, nanoseconds since 1970; 0 when not told."""
 
     @property
+    def checksum(self) -> int:
+        """Venue's checksum of the book after these changes; 0 when not told."""
+
+    @property
     def bids(self) -> Sequence[tuple[str, str]]:
         """Changed bid levels."""
 
@@ -85,6 +103,22 @@ class BookSnapshot:
     """Levels a side that were asked for; 0 when the venue always gives all."""
     exchange_time: int = 0
     """Venue's time, nanoseconds since 1970; 0 when not told."""
+    checksum: int = 0
+    """Venue's checksum of the book; 0 when not told."""
+    native_symbol: str = ""
+    """The venue's name of the instrument, of a snapshot that came in the stream; else empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class BookHeartbeat:
+    """The venue says that a book has not changed: it continues its own id."""
+
+    native_symbol: str
+    """The venue's name of the instrument."""
+    last: int
+    """Id of the last change of the book."""
+    checksum: int = 0
+    """Venue's checksum of the book; 0 when not told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +191,42 @@ class Ignored:
     """Name of the kind."""
 
 
-VenueMessage = BookDiff | TradePrint | TopOfBook | Acknowledgement | VenueFault | Goodbye | Ignored
+@dataclass(frozen=True, slots=True)
+class Several:
+    """One frame that carries more than one message, in the venue's order."""
+
+    messages: "tuple[VenueMessage, ...]"
+    """The messages, none of them `Several`."""
+
+
+VenueMessage = (
+    BookDiff
+    | BookSnapshot
+    | BookHeartbeat
+    | TradePrint
+    | TopOfBook
+    | Acknowledgement
+    | VenueFault
+    | Goodbye
+    | Ignored
+    | Several
+)
+
+
+class BookChecksum(Protocol):
+    """What a venue's checksum is computed of: the best levels in the venue's own spelling.
+
+    It is given the very levels that the book is given, after the book found them well-formed.
+    """
+
+    def replace(self, bids: Sequence[tuple[str, str]], asks: Sequence[tuple[str, str]]) -> None:
+        """Take a snapshot in place of everything."""
+
+    def apply(self, bids: Sequence[tuple[str, str]], asks: Sequence[tuple[str, str]]) -> None:
+        """Take changed levels; quantity 0 deletes."""
+
+    def value(self) -> int:
+        """Compute the checksum of the book as it stands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +274,10 @@ class VenueAdapter(Protocol):
     def exchange(self) -> str:
         """Venue id that the adapter was made for."""
 
+    @property
+    def snapshot_source(self) -> SnapshotSource:
+        """Where the snapshots of this venue come from."""
+
     def decode(self, frame: bytes | str) -> VenueMessage:
         """Decode one WebSocket frame. Raises MalformedFrameError, never anything else."""
 
@@ -239,6 +312,15 @@ class VenueAdapter(Protocol):
 
     def bridges(self, diff: BookDiff, snapshot_id: int) -> bool:
         """Tell whether the diff continues the snapshot at this id without a hole."""
+
+    def repeats(self, diff: BookDiff, book_id: int) -> bool:
+        """Tell of a diff that does not continue the book at this id whether the book has had it.
+
+        Such a diff is a duplicate and is dropped; any other is a gap.
+        """
+
+    def book_checksum(self) -> BookChecksum | None:
+        """Give what verifies the checksums of one book; None when the venue sends none."""
 
     def infer_instrument(self, native_symbol: str) -> InstrumentSpec:
         """Best guess from a name alone, for captures that hold no list of instruments."""

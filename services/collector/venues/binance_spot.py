@@ -6,12 +6,12 @@ order book correctly".
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Annotated, Any, TypeAlias
+from typing import Any
 
 import msgspec
 
 from services.collector.venues.base import (
-    Acknowledgement,
+    BookChecksum,
     BookDiff,
     BookSnapshot,
     Goodbye,
@@ -19,29 +19,33 @@ from services.collector.venues.base import (
     InstrumentSpec,
     MalformedFrameError,
     RestRequest,
-    TopOfBook,
+    SnapshotSource,
     TradePrint,
-    VenueFault,
     VenueMessage,
 )
-from services.shared.decimals import InvalidDecimalError, canonical_decimal
+from services.collector.venues.binance_common import (
+    COMBINED,
+    DECODE_ERRORS,
+    BookTicker,
+    Id,
+    Levels,
+    Time,
+    decode_answer,
+    decode_depth,
+    decode_trades,
+    nanoseconds,
+    split_pair,
+    stream_of,
+    subscribe_requests,
+    symbol_spec,
+    top_of_book,
+)
+from services.shared.decimals import canonical_decimal
 
 __all__ = ["BinanceSpot", "DepthUpdate"]
 
-_LEVELS = list[tuple[str, str]]
-# What does not fit the contracts' int64 and Timestamp is refused here, and nowhere behind.
-_Id: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
-_Time: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=253_402_300_799_999_999)]
-_COMBINED = b'{"stream":"'
 _STREAMS = ("depth@100ms", "trade", "bookTicker")
-_STREAMS_PER_FRAME = 150
-_MICROSECONDS = 10**14  # a time above this is in microseconds (timeUnit=microsecond), not milli
 _DEPTH_WEIGHTS = ((100, 5), (500, 25), (1000, 50), (5000, 250))
-_QUOTES = (
-    "USDT", "FDUSD", "USDC", "TUSD", "BUSD", "USDP", "USD1", "DAI", "BTC", "ETH", "BNB", "EUR",
-    "TRY", "BRL", "GBP", "AUD", "USD", "JPY", "MXN", "ARS", "PLN", "RUB", "UAH", "NGN", "ZAR",
-    "IDRT", "BIDR", "PAX", "TRX", "XRP", "DOGE", "DOT",
-)  # fmt: skip
 
 
 class DepthUpdate(msgspec.Struct, gc=False, frozen=True):
@@ -49,15 +53,15 @@ class DepthUpdate(msgspec.Struct, gc=False, frozen=True):
 
     native_symbol: str = msgspec.field(name="s")
     """Instrument."""
-    first: _Id = msgspec.field(name="U")
+    first: Id = msgspec.field(name="U")
     """First update id in the event."""
-    last: _Id = msgspec.field(name="u")
+    last: Id = msgspec.field(name="u")
     """Final update id in the event."""
-    bids: _LEVELS = msgspec.field(name="b")
+    bids: Levels = msgspec.field(name="b")
     """Changed bids."""
-    asks: _LEVELS = msgspec.field(name="a")
+    asks: Levels = msgspec.field(name="a")
     """Changed asks."""
-    event_time: _Time = msgspec.field(name="E", default=0)
+    event_time: Time = msgspec.field(name="E", default=0)
     """Event time as sent, milliseconds or microseconds."""
 
     def __post_init__(self) -> None:
@@ -72,26 +76,21 @@ class DepthUpdate(msgspec.Struct, gc=False, frozen=True):
     @property
     def exchange_time(self) -> int:
         """Event time in nanoseconds."""
-        return _nanoseconds(self.event_time)
+        return nanoseconds(self.event_time)
+
+    @property
+    def checksum(self) -> int:
+        """None on spot."""
+        return 0
 
 
 class _Trade(msgspec.Struct, gc=False, frozen=True):
     native_symbol: str = msgspec.field(name="s")
-    trade_id: _Id = msgspec.field(name="t")
+    trade_id: Id = msgspec.field(name="t")
     price: str = msgspec.field(name="p")
     quantity: str = msgspec.field(name="q")
-    time: _Time = msgspec.field(name="T")
+    time: Time = msgspec.field(name="T")
     buyer_is_maker: bool = msgspec.field(name="m")
-
-
-class _BookTicker(msgspec.Struct, gc=False, frozen=True):
-    native_symbol: str = msgspec.field(name="s")
-    update_id: _Id = msgspec.field(name="u")
-    bid_price: str = msgspec.field(name="b")
-    bid_quantity: str = msgspec.field(name="B")
-    ask_price: str = msgspec.field(name="a")
-    ask_quantity: str = msgspec.field(name="A")
-    event_time: _Time = msgspec.field(name="E", default=0)
 
 
 class _DepthFrame(msgspec.Struct, gc=False, frozen=True):
@@ -103,21 +102,7 @@ class _TradeFrame(msgspec.Struct, gc=False, frozen=True):
 
 
 class _BookTickerFrame(msgspec.Struct, gc=False, frozen=True):
-    data: _BookTicker
-
-
-class _Snapshot(msgspec.Struct, gc=False, frozen=True):
-    last: _Id = msgspec.field(name="lastUpdateId")
-    bids: _LEVELS
-    asks: _LEVELS
-
-
-class _RestTrade(msgspec.Struct, gc=False, frozen=True, rename="camel"):
-    id: _Id
-    price: str
-    qty: str
-    time: _Time
-    is_buyer_maker: bool
+    data: BookTicker
 
 
 class _Symbol(msgspec.Struct, gc=False, frozen=True, rename="camel"):
@@ -133,37 +118,17 @@ class _ExchangeInfo(msgspec.Struct, gc=False, frozen=True):
 
 
 _decode_any = msgspec.json.Decoder().decode
-_decode_snapshot = msgspec.json.Decoder(_Snapshot).decode
-_decode_trades = msgspec.json.Decoder(list[_RestTrade]).decode
 _decode_info = msgspec.json.Decoder(_ExchangeInfo).decode
-_DECODE_ERRORS = (msgspec.DecodeError, UnicodeError, RecursionError, InvalidDecimalError)
-
-
-def _nanoseconds(time: int) -> int:
-    return time * (1_000 if time > _MICROSECONDS else 1_000_000)
 
 
 def _trade(data: _Trade) -> TradePrint:
     return TradePrint(
         data.native_symbol,
         data.trade_id,
-        _nanoseconds(data.time),
+        nanoseconds(data.time),
         canonical_decimal(data.price),
         canonical_decimal(data.quantity),
         data.buyer_is_maker,
-    )
-
-
-def _top_of_book(data: _BookTicker) -> TopOfBook:
-    bid = (canonical_decimal(data.bid_price), canonical_decimal(data.bid_quantity))
-    ask = (canonical_decimal(data.ask_price), canonical_decimal(data.ask_quantity))
-    # An empty side comes as price 0, quantity 0.
-    return TopOfBook(
-        data.native_symbol,
-        data.update_id,
-        _nanoseconds(data.event_time),
-        ("", "") if bid[1] == "0" else bid,
-        ("", "") if ask[1] == "0" else ask,
     )
 
 
@@ -173,7 +138,7 @@ def _combined_decoders() -> dict[bytes, Callable[[bytes], VenueMessage]]:
     ticker = msgspec.json.Decoder(_BookTickerFrame).decode
     decoders: dict[bytes, Callable[[bytes], VenueMessage]] = {
         b"trade": lambda frame: _trade(trade(frame).data),
-        b"bookTicker": lambda frame: _top_of_book(ticker(frame).data),
+        b"bookTicker": lambda frame: top_of_book(ticker(frame).data),
     }
     for name in (b"depth", b"depth@100ms", b"depth@1000ms"):
         decoders[name] = lambda frame: depth(frame).data
@@ -182,6 +147,8 @@ def _combined_decoders() -> dict[bytes, Callable[[bytes], VenueMessage]]:
 
 class BinanceSpot:
     """Adapter of Binance spot; see `VenueAdapter`."""
+
+    snapshot_source = SnapshotSource.REQUEST
 
     def __init__(self, exchange: str = "binance") -> None:
         self.exchange = exchange
@@ -193,16 +160,16 @@ class BinanceSpot:
         """Decode a combined or raw stream frame, or the answer to a request."""
         data = frame.encode("utf-8", "surrogatepass") if isinstance(frame, str) else frame
         try:
-            if data.startswith(_COMBINED):
+            if data.startswith(COMBINED):
                 # The stream's name tells the type before any JSON is read:
                 # {"stream":"btcusdt@depth@100ms","data":{...}}
-                end = data.find(b'"', len(_COMBINED))
+                end = data.find(b'"', len(COMBINED))
                 decoder = self._decoders.get(data[data.find(b"@", 11, end) + 1 : end])
                 if decoder is not None:
                     return decoder(data)
             return self._decode_slow(data)
-        except _DECODE_ERRORS as error:
-            symbol, kind = self._stream_of(data)
+        except DECODE_ERRORS as error:
+            symbol, kind = stream_of(data)
             raise MalformedFrameError(
                 f"{self.exchange}: {error} in frame {data[:160]!r}",
                 symbol,
@@ -225,47 +192,16 @@ class BinanceSpot:
         if kind == "serverShutdown":
             return Goodbye("serverShutdown")
         if kind in ("bookTicker", None) and {"u", "b", "B", "a", "A"} <= message.keys():
-            return _top_of_book(msgspec.convert(message, _BookTicker))
+            return top_of_book(msgspec.convert(message, BookTicker))
         if kind is not None:
             return Ignored(str(kind))
-        request_id = message.get("id")
-        error = message.get("error", message if "code" in message else None)
-        if isinstance(error, dict):
-            return VenueFault(
-                request_id if isinstance(request_id, int) else None,
-                str(error.get("code", "")),
-                str(error.get("msg", "")),
-            )
-        if "result" in message and isinstance(request_id, int):
-            return Acknowledgement(request_id)
-        raise MalformedFrameError(f"{self.exchange}: a frame of no known kind: {data[:160]!r}")
-
-    @staticmethod
-    def _stream_of(data: bytes) -> tuple[str, str]:
-        """Give the instrument and the kind of stream, as far as a damaged frame tells them."""
-        if not data.startswith(_COMBINED):
-            return "", ""
-        name, _, _ = data[len(_COMBINED) : len(_COMBINED) + 80].partition(b'"')
-        symbol, at, kind = name.decode(errors="ignore").partition("@")
-        return (symbol.upper(), kind) if at else ("", "")
+        return decode_answer(self.exchange, message, data)
 
     def subscribe_frames(
         self, native_symbols: Iterable[str], first_request_id: int
     ) -> list[tuple[int, Sequence[str], str]]:
         """SUBSCRIBE requests, at most 150 streams in each to keep frames small."""
-        symbols = list(native_symbols)
-        per_frame = _STREAMS_PER_FRAME // len(_STREAMS)
-        frames: list[tuple[int, Sequence[str], str]] = []
-        for start in range(0, len(symbols), per_frame):
-            part = symbols[start : start + per_frame]
-            request_id = first_request_id + len(frames)
-            request = {
-                "method": "SUBSCRIBE",
-                "params": [f"{symbol.lower()}@{name}" for symbol in part for name in _STREAMS],
-                "id": request_id,
-            }
-            frames.append((request_id, part, msgspec.json.encode(request).decode()))
-        return frames
+        return subscribe_requests(native_symbols, _STREAMS, first_request_id)
 
     # REST
 
@@ -277,31 +213,20 @@ class BinanceSpot:
         """Decode exchangeInfo; a symbol whose filters are malformed keeps empty steps."""
         try:
             info = _decode_info(body)
-        except _DECODE_ERRORS as error:
+        except DECODE_ERRORS as error:
             raise MalformedFrameError(f"{self.exchange}: exchangeInfo: {error}") from error
         return [self._instrument(symbol) for symbol in info.symbols]
 
     def _instrument(self, symbol: _Symbol) -> InstrumentSpec:
-        filters = {str(item.get("filterType")): item for item in symbol.filters}
-
-        def step(kind: str, key: str) -> str:
-            value = filters.get(kind, {}).get(key, "")
-            try:
-                number = canonical_decimal(value) if isinstance(value, str) and value else ""
-            except InvalidDecimalError:
-                return ""
-            return "" if number == "0" else number
-
-        return InstrumentSpec(
-            exchange=self.exchange,
-            symbol=f"{symbol.base_asset}-{symbol.quote_asset}",
-            native_symbol=symbol.symbol,
-            base=symbol.base_asset,
-            quote=symbol.quote_asset,
-            tick_size=step("PRICE_FILTER", "tickSize"),
-            lot_size=step("LOT_SIZE", "stepSize"),
-            min_quantity=step("LOT_SIZE", "minQty"),
-            min_notional=step("NOTIONAL", "minNotional") or step("MIN_NOTIONAL", "minNotional"),
+        return symbol_spec(
+            InstrumentSpec(
+                self.exchange,
+                f"{symbol.base_asset}-{symbol.quote_asset}",
+                symbol.symbol,
+                symbol.base_asset,
+                symbol.quote_asset,
+            ),
+            symbol.filters,
             trading=symbol.status == "TRADING",
         )
 
@@ -317,16 +242,7 @@ class BinanceSpot:
 
     def decode_snapshot(self, body: bytes, request: RestRequest) -> BookSnapshot:
         """Decode a depth answer."""
-        try:
-            snapshot = _decode_snapshot(body)
-        except _DECODE_ERRORS as error:
-            raise MalformedFrameError(
-                f"{self.exchange}: depth: {error} in {body[:160]!r}",
-                request.query.get("symbol", ""),
-            ) from error
-        return BookSnapshot(
-            snapshot.last, snapshot.bids, snapshot.asks, int(request.query.get("limit", "0"))
-        )
+        return decode_depth(self.exchange, body, request)
 
     def trades_request(self, native_symbol: str, first_id: int, count: int) -> RestRequest:
         """GET /api/v3/trades: the latest 1000; older ones need an API key and are not asked for."""
@@ -334,22 +250,7 @@ class BinanceSpot:
 
     def decode_trades(self, body: bytes, native_symbol: str) -> list[TradePrint]:
         """Decode past trades, oldest first."""
-        try:
-            return [
-                TradePrint(
-                    native_symbol,
-                    trade.id,
-                    _nanoseconds(trade.time),
-                    canonical_decimal(trade.price),
-                    canonical_decimal(trade.qty),
-                    trade.is_buyer_maker,
-                )
-                for trade in sorted(_decode_trades(body), key=lambda trade: trade.id)
-            ]
-        except _DECODE_ERRORS as error:
-            raise MalformedFrameError(
-                f"{self.exchange}: trades: {error} in {body[:160]!r}", native_symbol
-            ) from error
+        return decode_trades(self.exchange, body, native_symbol)
 
     # Synchronisation
 
@@ -361,12 +262,18 @@ class BinanceSpot:
         """Require U <= lastUpdateId + 1 <= u of the first event that is kept."""
         return diff.first <= snapshot_id + 1 <= diff.last
 
+    def repeats(self, diff: BookDiff, book_id: int) -> bool:
+        """Ids only grow: what ends at or below the book's id is in it."""
+        return diff.last <= book_id
+
+    def book_checksum(self) -> BookChecksum | None:
+        """No checksums on spot."""
+        return None
+
     # Names
 
     def infer_instrument(self, native_symbol: str) -> InstrumentSpec:
         """Split a name at the longest known quote currency that ends it."""
-        for quote in sorted(_QUOTES, key=len, reverse=True):
-            base = native_symbol.removesuffix(quote)
-            if base and base != native_symbol:
-                return InstrumentSpec(self.exchange, f"{base}-{quote}", native_symbol, base, quote)
-        return InstrumentSpec(self.exchange, native_symbol, native_symbol, native_symbol, "")
+        base, quote = split_pair(native_symbol)
+        symbol = f"{base}-{quote}" if quote else native_symbol
+        return InstrumentSpec(self.exchange, symbol, native_symbol, base, quote)

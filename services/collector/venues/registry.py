@@ -2,22 +2,46 @@
 
 import re
 from collections.abc import Callable
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from services.collector.venues.base import VenueAdapter
+from services.collector.venues.binance_futures import BinanceFutures
 from services.collector.venues.binance_spot import BinanceSpot
+from services.collector.venues.okx import Okx
 from services.shared.errors import InvalidArgument
 
-__all__ = ["adapter_for_exchange", "exchange_for_url", "exchanges", "url_host"]
+__all__ = [
+    "adapter_for_exchange",
+    "exchange_for_url",
+    "exchanges",
+    "live_adapter_for_exchange",
+    "live_exchanges",
+    "url_host",
+]
 
-_ADAPTERS: dict[str, Callable[[], VenueAdapter]] = {
-    "binance": lambda: BinanceSpot("binance"),
-    "binance_us": lambda: BinanceSpot("binance_us"),
+
+class _Entry(NamedTuple):
+    """A venue. `live` tells whether the collector can connect to it; captures are read of all."""
+
+    make: Callable[[], VenueAdapter]
+    live: bool
+
+
+_ADAPTERS = {
+    "binance": _Entry(lambda: BinanceSpot("binance"), live=True),
+    "binance_us": _Entry(lambda: BinanceSpot("binance_us"), live=True),
+    "binance_usdm": _Entry(lambda: BinanceFutures("binance_usdm", "/fapi/v1"), live=False),
+    "binance_coinm": _Entry(lambda: BinanceFutures("binance_coinm", "/dapi/v1"), live=False),
+    "okx": _Entry(Okx, live=False),
 }
 
 _HOSTS = (
     (re.compile(r"(?:data-)?(?:stream|api)(?:[0-9]|-gcp)?\.binance\.(?:com|vision)"), "binance"),
     (re.compile(r"(?:stream|api)\.binance\.us"), "binance_us"),
+    (re.compile(r"(?:fstream|fapi)(?:-[a-z]+|[0-9])?\.binance\.com"), "binance_usdm"),
+    (re.compile(r"(?:dstream|dapi)(?:-[a-z]+|[0-9])?\.binance\.com"), "binance_coinm"),
+    (re.compile(r"(?:ws(?:aws|pap|eea|us)?|www|aws|eea|us|app)\.oke?x\.com"), "okx"),
 )
 
 
@@ -26,15 +50,35 @@ def exchanges() -> list[str]:
     return sorted(_ADAPTERS)
 
 
+def live_exchanges() -> list[str]:
+    """Ids of the venues that can be collected live."""
+    return sorted(exchange for exchange, entry in _ADAPTERS.items() if entry.live)
+
+
 def adapter_for_exchange(exchange: str) -> VenueAdapter:
     """Make the adapter of a venue id. Raises InvalidArgument when there is none."""
     try:
-        return _ADAPTERS[exchange]()
+        return _ADAPTERS[exchange].make()
     except KeyError:
         raise InvalidArgument(
             f"no adapter for exchange {exchange!r}; expected one of {', '.join(exchanges())}",
             reason="EXCHANGE_NOT_SUPPORTED",
         ) from None
+
+
+def live_adapter_for_exchange(exchange: str) -> VenueAdapter:
+    """Make the adapter of a venue to collect. Raises InvalidArgument when it cannot be."""
+    entry = _ADAPTERS.get(exchange)
+    if entry is not None and entry.live:
+        return entry.make()
+    live = ", ".join(live_exchanges())
+    raise InvalidArgument(
+        f"no adapter for exchange {exchange!r}; expected one of {live}"
+        if entry is None
+        else f"exchange {exchange!r} cannot be collected live yet, only its captures can be "
+        f"verified; expected one of {live}",
+        reason="EXCHANGE_NOT_SUPPORTED",
+    )
 
 
 def url_host(url: str | None) -> str:
