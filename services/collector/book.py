@@ -247,6 +247,15 @@ class OrderBook:
             asks = sum(1 for price in self._asks if key(price) <= limit)
         return bids, asks
 
+    def slide(self, limit: int) -> None:
+        """Move the horizons of a book of which the venue keeps exactly the best `limit` levels up.
+
+        A side that is full ends at its worst level now, whatever it ended at before.
+        """
+        full = len(self._bids) >= limit, len(self._asks) >= limit
+        self.bid_horizon = min(self._bids, key=_order_key(self._bids))[2:-1] if full[0] else ""
+        self.ask_horizon = max(self._asks, key=_order_key(self._asks))[2:-1] if full[1] else ""
+
     def trim(self, limit: int) -> int:
         """Keep the best `limit` levels a side, moving the horizon; return how many went."""
         dropped = 0

@@ -15,11 +15,12 @@ came before it is over and the next diff has to continue it.
 """
 
 from collections import deque
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 from marketprism.market.v1 import order_book_pb2 as pb
 
 from services.collector.book import OrderBook
+from services.collector.book_output import BookOutput, SnapshotPolicy
 from services.collector.encoding import OrderBookEncoder
 from services.collector.venues.base import (
     BookDiff,
@@ -41,63 +42,6 @@ _Why: TypeAlias = tuple["pb.OrderBookReason.ValueType", str]
 
 # Diffs in a row that lie behind the book: a snapshot a little ahead of the stream explains some.
 _MOST_BEHIND = 100
-
-
-class BookOutput(Protocol):
-    """Where a book's messages go. Calls come in the order that subscribers must see."""
-
-    def publish_update(self, payload: bytes, epoch: int, sequence: int) -> None:
-        """Take an encoded OrderBookUpdate."""
-
-    def publish_snapshot(self, payload: bytes, epoch: int, sequence: int) -> None:
-        """Take an encoded OrderBookSnapshot."""
-
-    def publish_status(self, status: pb.OrderBookStatus) -> None:
-        """Take a change of state."""
-
-    def request_snapshot(self, reason: "pb.OrderBookReason.ValueType") -> None:
-        """Bring the venue's snapshot about, single-flight and with backoff.
-
-        It is fetched and handed to `on_snapshot`, or subscribed to anew where it comes in the
-        stream.
-        """
-
-
-class SnapshotPolicy:
-    """When a book repeats itself, and how much it holds.
-
-    `every_updates` and `every_seconds`: a periodic snapshot after that many updates, or after that
-    long if anything changed; `refresh_seconds`: even if nothing did, so that a stream's retention
-    never leaves a book without one. `max_buffered`: diffs kept while waiting for the venue's
-    snapshot. `max_levels`: levels a side kept at the most. `min_levels`: a side that has fewer
-    within the published horizon is rebuilt.
-    """
-
-    __slots__ = (
-        "every_seconds",
-        "every_updates",
-        "max_buffered",
-        "max_levels",
-        "min_levels",
-        "refresh_seconds",
-    )
-
-    def __init__(
-        self,
-        *,
-        every_updates: int = 2000,
-        every_seconds: float = 30.0,
-        refresh_seconds: float = 240.0,
-        max_buffered: int = 5000,
-        max_levels: int = 20_000,
-        min_levels: int = 20,
-    ) -> None:
-        self.every_updates = every_updates
-        self.every_seconds = every_seconds
-        self.refresh_seconds = refresh_seconds
-        self.max_buffered = max_buffered
-        self.max_levels = max_levels
-        self.min_levels = min_levels
 
 
 class BookSynchroniser:
@@ -154,6 +98,8 @@ class BookSynchroniser:
         self._snapshot_time = 0
         self._waiting = False
         self._behind = 0
+        # Levels a side that the venue keeps up, where the snapshot comes in the stream.
+        self._window = 0
 
     # What comes in
 
@@ -388,6 +334,7 @@ class BookSynchroniser:
         return None
 
     def _begin(self, snapshot: BookSnapshot, receive_time: int) -> None:
+        self._window = snapshot.limit if self._from_stream else 0
         self.venue_sequence = snapshot.last
         self.exchange_time = snapshot.exchange_time
         self.receive_time = receive_time
@@ -504,6 +451,8 @@ class BookSynchroniser:
         self._updates_since_snapshot = 0
         if self.muted:
             return
+        if self._window:
+            self.book.slide(self._window)
         self._output.publish_snapshot(
             self._encoder.snapshot(
                 self.sequence,
@@ -520,6 +469,8 @@ class BookSynchroniser:
         )
 
     def _periodic(self, now: int) -> None:
+        if self._window:
+            self.book.slide(self._window)
         if self.book.crossed():
             self._lose(
                 pb.ORDER_BOOK_REASON_CROSSED,

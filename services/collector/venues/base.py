@@ -100,7 +100,7 @@ class BookSnapshot:
     asks: Sequence[tuple[str, str]]
     """Ask levels, best first, in the venue's spelling."""
     limit: int = 0
-    """Levels a side that were asked for; 0 when the venue always gives all."""
+    """Levels a side that were asked for, or that the venue keeps up in its stream; 0 when all."""
     exchange_time: int = 0
     """Venue's time, nanoseconds since 1970; 0 when not told."""
     checksum: int = 0

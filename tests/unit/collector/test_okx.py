@@ -1,0 +1,436 @@
+"""Frames of OKX are read exactly, and its books follow the snapshot in the stream."""
+
+import contextlib
+import gzip
+import json
+import zlib
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from marketprism.market.v1 import order_book_pb2 as pb
+
+from services.collector.synchroniser import BookSynchroniser, SnapshotPolicy
+from services.collector.venues.base import (
+    Acknowledgement,
+    BookHeartbeat,
+    BookSnapshot,
+    Goodbye,
+    Ignored,
+    MalformedFrameError,
+    RestRequest,
+    Several,
+    TopOfBook,
+    TradePrint,
+    VenueFault,
+)
+from services.collector.venues.okx import Okx, OkxBookUpdate
+from services.collector.venues.okx_checksum import OkxChecksum
+from tests.unit.collector.support import Subscriber, captures
+
+OKX = Okx()
+MS = 10**6
+
+
+def frame(channel: str, *data: Any, action: str | None = None, **more: Any) -> str:
+    """A push as OKX spells it."""
+    push: dict[str, Any] = {"arg": {"channel": channel, "instId": "BTC-USDT"}}
+    if action is not None:
+        push["action"] = action
+    return json.dumps({**push, **more, "data": list(data)}, separators=(",", ":"))
+
+
+def book(last: int | None, previous: int | None, **fields: Any) -> dict[str, Any]:
+    """The payload of a book channel."""
+    ids = {} if last is None else {"seqId": last, "prevSeqId": previous}
+    return {"asks": [], "bids": [], "ts": "5", "checksum": 0, **ids, **fields}
+
+
+def test_a_book_is_a_snapshot_then_changes() -> None:
+    first = book(10, -1, asks=[["2", "1", "0", "3"]], bids=[["1.0", "2.50", "0", "1"]], checksum=-7)
+    assert OKX.decode(frame("books", first, action="snapshot")) == BookSnapshot(
+        10, [("1.0", "2.50")], [("2", "1")], 400, 5 * MS, -7, "BTC-USDT"
+    )
+    then = book(15, 10, asks=[["2", "0", "0", "0"]], bids=[])
+    assert OKX.decode(frame("books-l2-tbt", then, action="update")) == OkxBookUpdate(
+        "BTC-USDT", 10, 15, [], [("2", "0")], 5 * MS, 0
+    )
+    assert OKX.decode(frame("books", book(15, 15), action="update")) == BookHeartbeat(
+        "BTC-USDT", 15
+    )
+
+
+def test_recordings_without_ids_have_zeros() -> None:
+    old = book(None, None, bids=[["1", "2", "0", "1"]], checksum=9)
+    message = OKX.decode(frame("books", old, action="update"))
+    assert isinstance(message, OkxBookUpdate)
+    assert (message.first, message.last, message.previous, message.checksum) == (0, 0, 0, 9)
+
+
+def test_a_push_of_more_than_one_is_several() -> None:
+    trade = {
+        "instId": "BTC-USDT",
+        "tradeId": "7",
+        "px": "1.50",
+        "sz": "2",
+        "side": "buy",
+        "ts": "5",
+    }
+    first = TradePrint("BTC-USDT", 7, 5 * MS, "1.5", "2", False)
+    assert OKX.decode(frame("trades", trade)) == first
+    second = {**trade, "tradeId": "8", "side": "sell"}
+    assert OKX.decode(frame("trades", trade, second)) == Several(
+        (first, TradePrint("BTC-USDT", 8, 5 * MS, "1.5", "2", True))
+    )
+
+
+def test_the_best_bid_and_offer_may_be_one_sided() -> None:
+    top = {"asks": [["0.00150", "8", "0", "1"]], "bids": [], "ts": "5", "seqId": 3}
+    assert OKX.decode(frame("bbo-tbt", top)) == TopOfBook(
+        "BTC-USDT", 3, 5 * MS, ("", ""), ("0.0015", "8")
+    )
+
+
+def test_the_order_of_keys_does_not_matter() -> None:
+    push = json.loads(frame("books", book(15, 10), action="update"))
+    turned = json.dumps(dict(reversed(push.items())))
+    assert OKX.decode(turned) == OKX.decode(frame("books", book(15, 10), action="update"))
+
+
+def test_answers_and_what_nobody_asked_for() -> None:
+    taken = {"event": "subscribe", "arg": {"channel": "books", "instId": "BTC-USDT"}}
+    assert OKX.decode(json.dumps({**taken, "id": "12", "connId": "a"})) == Acknowledgement(12)
+    assert OKX.decode(json.dumps(taken)) == Ignored("subscribe")
+    refused = '{"id":"3","event":"error","code":"60012","msg":"Invalid request"}'
+    assert OKX.decode(refused) == VenueFault(3, "60012", "Invalid request")
+    notice = '{"event":"notice","code":"64008","msg":"The connection will soon be closed"}'
+    assert OKX.decode(notice) == Goodbye("The connection will soon be closed")
+    assert OKX.decode("pong") == Ignored("pong")
+    assert OKX.decode(frame("tickers", {"last": "1"})) == Ignored("tickers")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        frame("books", book(15, -1), action="update"),
+        frame("books", {**book(None, None), "seqId": 5}, action="update"),
+        frame("books", book(15, 10), action="partial"),
+        frame("books", book(15, 10)),
+        frame("books", action="update"),
+        frame("books", book(15, 10, bids=[["1"]]), action="update"),
+        frame("books", book(15, 10, bids=[["1", 2]]), action="update"),
+        frame("books", book(15, 10, ts="x"), action="update"),
+        frame("books", book(2**63, 10), action="update"),
+        frame("books", book(15, 10), action="update")[:-9],
+    ],
+)
+def test_a_book_that_is_none_names_its_instrument(text: str) -> None:
+    with pytest.raises(MalformedFrameError) as caught:
+        OKX.decode(text)
+    assert (caught.value.native_symbol, caught.value.concerns_book) == ("BTC-USDT", True)
+
+
+def test_a_trade_that_is_none_does_not_concern_the_book() -> None:
+    trade = {"instId": "BTC-USDT", "tradeId": "x", "px": "1", "sz": "2", "side": "buy", "ts": "5"}
+    for change in ({}, {"tradeId": "7", "side": "?"}, {"tradeId": "7", "px": "NaN"}):
+        with pytest.raises(MalformedFrameError) as caught:
+            OKX.decode(frame("trades", {**trade, **change}))
+        assert not caught.value.concerns_book
+
+
+# Frames that the venue sent
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("okx_v5_2022.jsonl.gz",
+         {"BookSnapshot": 4, "OkxBookUpdate": 1, "TradePrint": 6, "TopOfBook": 6}),
+        ("okex-options.jsonl.gz", {"OkxBookUpdate": 1, "TradePrint": 1}),
+    ],
+)  # fmt: skip
+def test_recorded_frames_are_read_field_by_field(name: str, counts: dict[str, int]) -> None:
+    seen: Counter[str] = Counter()
+    for line in gzip.decompress(captures("frames", name).read_bytes()).decode().splitlines():
+        text = json.loads(line)["data"]
+        push = json.loads(text)
+        if "code" in push:
+            continue  # an answer of the REST interface
+        message = OKX.decode(text)
+        seen[type(message).__name__] += 1
+        if isinstance(message, Ignored):
+            continue
+        data = push["data"][0]
+        if isinstance(message, BookSnapshot | OkxBookUpdate):
+            assert message.native_symbol == push["arg"]["instId"]
+            assert [list(level) for level in message.bids] == [each[:2] for each in data["bids"]]
+            assert [list(level) for level in message.asks] == [each[:2] for each in data["asks"]]
+            assert message.checksum == data["checksum"]
+            assert message.exchange_time == int(data["ts"]) * MS
+        elif isinstance(message, TradePrint):
+            assert (message.native_symbol, message.trade_id) == (
+                data["instId"],
+                int(data["tradeId"]),
+            )
+            assert (float(message.price), float(message.quantity)) == (
+                float(data["px"]), float(data["sz"]),
+            )  # fmt: skip
+            assert message.buyer_is_maker == (data["side"] == "sell")
+        elif isinstance(message, TopOfBook):
+            assert message.native_symbol == push["arg"]["instId"]
+            for side, levels in ((message.bid, data["bids"]), (message.ask, data["asks"])):
+                assert [float(each or 0) for each in side] == (
+                    [float(each) for each in levels[0][:2]] if levels else [0, 0]
+                )
+    assert {key: seen[key] for key in counts} == counts
+
+
+# The checksum
+
+
+def test_the_checksum_alternates_the_sides_and_goes_on_alone() -> None:
+    checksum = OkxChecksum()
+    checksum.replace([("3366.1", "7")], [("3368", "8"), ("3366.8", "9")])
+    crc = zlib.crc32(b"3366.1:7:3366.8:9:3368:8")
+    assert crc >= 2**31, "the example shows the sign as well"
+    assert checksum.value() == crc - 2**32
+
+
+def test_the_checksum_takes_the_best_25_levels() -> None:
+    checksum = OkxChecksum()
+    checksum.replace([(str(price), "1") for price in range(100, 160)], [])
+    text = ":".join(f"{price}:1" for price in range(159, 134, -1))
+    assert checksum.value() % 2**32 == zlib.crc32(text.encode())
+
+
+def test_the_checksum_keeps_the_venues_own_spelling() -> None:
+    one, other = OkxChecksum(), OkxChecksum()
+    one.replace([("1.10", "2.0")], [])
+    other.replace([("1.1", "2")], [])
+    assert one.value() != other.value()
+    one.apply([("1.1", "0")], [])
+    other.apply([("1.100", "0.00")], [])
+    assert one.value() == other.value() == 0, "a price is the same however it is spelt"
+
+
+# The book
+
+
+class Bench:
+    """A book of OKX and what follows it."""
+
+    def __init__(self) -> None:
+        self.out = Subscriber()
+        self.book = BookSynchroniser("okx", "BTC-USDT", OKX, self.out, SnapshotPolicy())
+        self.book.begin(1)
+        self.now = 1
+
+    def take(self, message: BookSnapshot | BookHeartbeat | OkxBookUpdate) -> None:
+        self.now += 1
+        if isinstance(message, BookSnapshot):
+            self.book.on_stream_snapshot(message, self.now)
+        elif isinstance(message, BookHeartbeat):
+            self.book.on_heartbeat(message, self.now)
+        else:
+            self.book.on_diff(message, self.now)
+        assert not self.out.problems
+
+    def snapshot(self, last: int, bid: str = "10", checksum: int = 0) -> None:
+        self.take(BookSnapshot(last, [(bid, "1")], [("20", "1")], 400, 0, checksum, "BTC-USDT"))
+
+    def update(self, previous: int, last: int, bid: str = "11", checksum: int = 0) -> None:
+        self.take(OkxBookUpdate("BTC-USDT", previous, last, [(bid, "1")], [], 0, checksum))
+
+    @property
+    def told(self) -> tuple[bool, int, int]:
+        return self.book.in_step, self.book.venue_sequence, self.book.gaps
+
+
+def _sum(*bids: str) -> int:
+    checksum = OkxChecksum()
+    checksum.replace([(bid, "1") for bid in bids], [("20", "1")])
+    return checksum.value()
+
+
+def test_only_identity_continues_a_book() -> None:
+    bench = Bench()
+    bench.update(5, 10)
+    assert not bench.book.in_step, "what came before the snapshot is over"
+    bench.snapshot(10)
+    bench.update(10, 17)
+    bench.update(10, 17)
+    assert (bench.told, bench.book.duplicates) == ((True, 17, 0), 1)
+    bench.update(16, 20)
+    assert bench.told == (False, 17, 1)
+    bench.update(20, 21)
+    bench.snapshot(30)
+    bench.update(30, 31)
+    assert bench.told == (True, 31, 1)
+    assert bench.book.resyncs == 1
+
+
+def test_after_maintenance_ids_begin_anew_and_the_chain_holds() -> None:
+    bench = Bench()
+    bench.snapshot(1000)
+    bench.update(1000, 3)
+    bench.update(3, 9)
+    assert bench.told == (True, 9, 0)
+
+
+def test_a_lower_id_that_is_not_chained_is_a_gap() -> None:
+    bench = Bench()
+    bench.snapshot(1000)
+    bench.update(2, 3)
+    assert bench.told == (False, 1000, 1)
+
+
+def test_a_keepalive_changes_nothing_but_proves_the_chain() -> None:
+    bench = Bench()
+    bench.snapshot(10)
+    bench.take(BookHeartbeat("BTC-USDT", 10, _sum("10")))
+    assert (bench.told, bench.book.applied, bench.book.checksums_ok) == ((True, 10, 0), 0, 1)
+    bench.take(BookHeartbeat("BTC-USDT", 11))
+    assert bench.told == (False, 10, 1)
+    bench.take(BookHeartbeat("BTC-USDT", 11))
+    assert bench.book.gaps == 1, "a book that is out of step is told so once"
+
+
+def test_a_keepalive_ends_a_silence() -> None:
+    bench = Bench()
+    bench.snapshot(10)
+    bench.book.on_silence("no frame", 50)
+    bench.take(BookHeartbeat("BTC-USDT", 10))
+    assert bench.book.in_step
+
+
+def test_a_snapshot_while_in_step_begins_a_new_epoch() -> None:
+    bench = Bench()
+    bench.snapshot(10)
+    epoch = bench.book.epoch
+    bench.snapshot(50, bid="12")
+    bench.update(50, 51)
+    assert bench.told == (True, 51, 0)
+    assert bench.book.epoch > epoch
+    assert [level.price for level in bench.book.book.bids()] == ["12", "11"]
+
+
+def test_the_horizon_moves_with_the_levels_that_the_venue_keeps() -> None:
+    out = Subscriber()
+    book = BookSynchroniser(
+        "okx", "BTC-USDT", OKX, out, SnapshotPolicy(every_updates=2, min_levels=1)
+    )
+    book.begin(1)
+    bids = [("12", "1"), ("11", "1"), ("10", "1")]
+    book.on_stream_snapshot(BookSnapshot(1, bids, [("99", "1")], 3, 0, 0, "BTC-USDT"), 2)
+    assert (out.snapshots[-1].bid_horizon, out.snapshots[-1].ask_horizon) == ("10", "")
+    for previous in (1, 2):
+        # A better level comes, the worst leaves the venue's view.
+        changes = [(str(12 + previous), "1"), (str(9 + previous), "0")]
+        update = OkxBookUpdate("BTC-USDT", previous, previous + 1, changes, [], 0, 0)
+        book.on_diff(update, 2 + previous)
+    assert book.in_step
+    assert (out.snapshots[-1].sequence, out.snapshots[-1].bid_horizon) == (2, "12")
+
+
+def test_checksums_are_counted_and_one_that_differs_publishes_nothing() -> None:
+    bench = Bench()
+    bench.snapshot(10, checksum=_sum("10"))
+    bench.update(10, 11, "11", _sum("10", "11"))
+    bench.update(11, 12, "12")
+    assert (bench.book.checksums_ok, bench.book.checksums_bad, bench.book.applied) == (2, 0, 2)
+    bench.update(12, 13, "13", 12345)
+    assert (bench.book.checksums_bad, len(bench.out.updates)) == (1, 2)
+    assert bench.book.reason == pb.ORDER_BOOK_REASON_CHECKSUM_MISMATCH
+    assert not bench.book.in_step
+
+
+@pytest.mark.parametrize("in_step", [True, False])
+def test_a_snapshot_that_contradicts_itself_is_refused(in_step: bool) -> None:
+    bench = Bench()
+    if in_step:
+        bench.snapshot(10)
+    bench.snapshot(20, checksum=12345)
+    assert not bench.book.in_step
+    assert bench.book.reason == pb.ORDER_BOOK_REASON_CHECKSUM_MISMATCH
+    bench.snapshot(30, bid="x")
+    assert bench.book.reason == pb.ORDER_BOOK_REASON_SNAPSHOT_FAILED
+    bench.snapshot(40)
+    assert bench.book.in_step
+
+
+# Names, requests, REST
+
+
+@pytest.mark.parametrize(
+    ("native", "symbol"),
+    [
+        ("BTC-USDT", "BTC-USDT"),
+        ("UNI-USDT-SWAP", "UNI-USDT-PERP"),
+        ("BTC-USD-220527", "BTC-USD-20220527"),
+        ("BTC-USD-210924-66000-C", "BTC-USD-20210924-66000-C"),
+        ("BTC", "BTC"),
+    ],
+)
+def test_names_tell_the_term(native: str, symbol: str) -> None:
+    assert OKX.infer_instrument(native).symbol == symbol
+
+
+def test_the_list_of_instruments_of_any_type_is_read() -> None:
+    body = {"code": "0", "data": [
+        {"instId": "BTC-USD-SWAP", "instType": "SWAP", "state": "live", "tickSz": "0.10",
+         "lotSz": "1", "minSz": "x", "ctVal": "100"},
+        {"instId": "A-B", "state": "suspend", "tickSz": ""},
+    ]}  # fmt: skip
+    first, second = OKX.decode_instruments(json.dumps(body).encode())
+    assert (first.symbol, first.base, first.quote, first.tick_size, first.lot_size) == (
+        "BTC-USD-PERP", "BTC", "USD", "0.1", "1",
+    )  # fmt: skip
+    assert (first.min_quantity, first.trading) == ("", True)
+    assert (second.symbol, second.tick_size, second.trading) == ("A-B", "", False)
+
+
+def test_subscriptions_name_every_channel_and_carry_an_id() -> None:
+    frames = OKX.subscribe_frames([f"A{n}-B" for n in range(60)], 5)
+    assert [(number, len(names)) for number, names, _ in frames] == [(5, 50), (6, 10)]
+    request = json.loads(frames[1][2])
+    assert (request["id"], request["op"], len(request["args"])) == ("6", "subscribe", 30)
+
+
+# Anything at all
+
+_json = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**30), 10**30) | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner),
+    max_leaves=12,
+)
+_keys = st.sampled_from(["arg", "action", "data", "event", "id", "code", "msg", "channel", "instId",
+                         "asks", "bids", "ts", "seqId", "prevSeqId", "checksum", "px", "sz", "side",
+                         "tradeId", "table"])  # fmt: skip
+_objects = st.dictionaries(_keys, _json | st.sampled_from(["1", "update", "snapshot", "error"]))
+_channels = st.sampled_from(["books", "books-l2-tbt", "bbo-tbt", "trades", "tickers", ""])
+
+
+def _decode_all(data: bytes | str) -> None:
+    body = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
+    with contextlib.suppress(MalformedFrameError):
+        OKX.decode(data)
+    with contextlib.suppress(MalformedFrameError):
+        OKX.decode_snapshot(body, RestRequest("", 1, {"instId": "BTC-USDT", "sz": "400"}))
+    with contextlib.suppress(MalformedFrameError):
+        OKX.decode_trades(body, "BTC-USDT")
+    with contextlib.suppress(MalformedFrameError):
+        OKX.decode_instruments(body)
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_message_or_malformed(data: bytes) -> None:
+    _decode_all(data)
+    _decode_all(b'{"arg":{"channel":"books","instId":"BTC-USDT"},"action":' + data)
+
+
+@given(_channels, _json | _objects)
+def test_any_json_is_a_message_or_malformed(channel: str, value: Any) -> None:
+    _decode_all(json.dumps(value))
+    _decode_all(frame(channel, value, action="update"))
