@@ -19,8 +19,9 @@ from services.collector.ledger import Ledger
 from services.collector.metrics import VenueMetrics
 from services.collector.recording import Recorder
 from services.collector.rest import RequestBudget, RestClient
-from services.collector.servicer import CollectorServicer, status_message
+from services.collector.servicer import CollectorServicer
 from services.collector.settings import CollectorSettings
+from services.collector.status import status_message
 from services.collector.synchroniser import SnapshotPolicy
 from services.collector.venue import Venue
 from services.collector.venues.registry import live_adapter_for_exchange

@@ -1,7 +1,6 @@
 """gRPC face of the collector."""
 
 import time
-from collections import Counter
 from operator import itemgetter
 from typing import Any, TypeAlias
 
@@ -11,41 +10,15 @@ from marketprism.collector.v1 import collector_service_pb2_grpc as pb_grpc
 from marketprism.market.v1 import order_book_pb2 as book_pb
 
 from services.collector.feed import InstrumentFeed
+from services.collector.status import status_message
 from services.collector.venue import Venue
 from services.shared.errors import NotFound
 from services.shared.paging import list_page
 from services.shared.publisher import Publisher
 
-__all__ = ["CollectorServicer", "status_message"]
+__all__ = ["CollectorServicer"]
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
-
-
-def status_message(
-    collector_id: str, start_time: int, venues: list[Venue], publisher: Publisher
-) -> pb.GetStatusResponse:
-    """Build the whole state of this collector."""
-    status = publisher.status
-    message = pb.GetStatusResponse(
-        collector_id=collector_id,
-        connections=[each for venue in venues for each in venue.connection_messages()],
-        rest_budgets=[venue.budget_message() for venue in venues],
-        publisher=pb.PublisherStatus(
-            connected=status.connected,
-            acknowledged=status.acknowledged,
-            in_flight=status.in_flight,
-            buffered=status.buffered,
-            buffered_bytes=status.buffered_bytes,
-            duplicates=status.duplicates,
-            dropped=status.dropped + status.rejected,
-            reconnects=status.reconnects,
-        ),
-    )
-    message.start_time.FromNanoseconds(start_time)
-    states = Counter(feed.book.state for venue in venues for feed in venue.feeds.values())
-    for state, count in sorted(states.items()):
-        message.book_states.add(state=state, count=count)
-    return message
 
 
 class CollectorServicer(pb_grpc.CollectorServiceServicer):

@@ -9,7 +9,6 @@ from typing import Any
 
 import structlog
 from google.protobuf.message import DecodeError
-from marketprism.collector.v1 import collector_service_pb2 as collector_pb
 from marketprism.collector.v1 import integrity_event_pb2 as integrity
 from marketprism.market.v1 import events_pb2, instrument_pb2
 from marketprism.market.v1 import order_book_pb2 as pb
@@ -487,40 +486,3 @@ class Venue:
             # REST may be a little behind the stream that showed the hole.
             detail = "the venue's history does not reach so far"
         feed.on_history(first, trades, detail, received or time.time_ns())
-
-    # What is told
-
-    def connection_messages(self) -> list[collector_pb.VenueConnection]:
-        """Build the connection part of the collector's status."""
-        messages = []
-        for each in self.connections:
-            message = collector_pb.VenueConnection(
-                connection_id=each.connection_id,
-                exchange=self.exchange,
-                url=each.url,
-                state=each.state,
-                subscriptions=each.subscriptions,
-                frames=each.frames,
-                malformed_frames=each.malformed,
-                reconnects=each.reconnects,
-                last_error=each.last_error,
-            )
-            message.state_time.FromNanoseconds(each.state_time)
-            if each.last_frame_time:
-                message.last_frame_time.FromNanoseconds(each.last_frame_time)
-            messages.append(message)
-        return messages
-
-    def budget_message(self) -> collector_pb.RestBudget:
-        """Build the REST part of the collector's status."""
-        budget = self.rest.budget
-        message = collector_pb.RestBudget(
-            exchange=self.exchange,
-            limit=budget.limit,
-            used=budget.used,
-            requests=budget.requests,
-            rate_limited=budget.rate_limited,
-        )
-        if budget.blocked_until > time.time():
-            message.blocked_until.FromNanoseconds(int(budget.blocked_until * 1e9))
-        return message
