@@ -102,6 +102,9 @@ class NatsServer:
             self._child = ChildProcess(
                 "nats-server",
                 [binary, "-c", self._config_file],
+                env={
+                    "GOMEMLIMIT": os.environ.get("GOMEMLIMIT", str(self._settings.process_memory))
+                },
                 # Whoever deletes the store deletes the configuration with it.
                 prepare=self._write_config,
                 ready=self._is_ready,

@@ -73,6 +73,10 @@ class ServerSettings(SettingsModel):
     max_memory: Size = Field(default=256 * 2**20, ge=0)
     """Most bytes of JetStream in memory."""
 
+    process_memory: Size = Field(default=512 * 2**20, ge=64 * 2**20)
+    """Memory at which the server's garbage collector works as hard as it must (Go's GOMEMLIMIT),
+    bytes; an environment that sets GOMEMLIMIT itself is left alone."""
+
     sync_interval: Seconds = Field(default=10.0, ge=0.1, le=3600)
     """Time between two syncs of the store to the disk, seconds: what a failure of power or of the
     operating system may lose. A server that is killed loses nothing."""

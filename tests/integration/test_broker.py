@@ -18,8 +18,9 @@ from google.rpc import error_details_pb2, status_pb2
 from marketprism.broker.v1 import broker_pb2, broker_service_pb2_grpc
 from marketprism.broker.v1 import broker_service_pb2 as pb
 
+from services.broker.server import NatsServer
 from services.broker.service import BrokerService
-from services.broker.settings import BrokerSettings, load_broker_settings
+from services.broker.settings import BrokerSettings, ServerSettings, load_broker_settings
 from services.broker.streams import StreamConflict, ensure_streams
 from services.shared.errors import StartupError
 from services.shared.jetstream import JetStreamError
@@ -451,3 +452,13 @@ async def test_a_server_that_hangs_is_unhealthy(broker: BrokerService) -> None:
     finally:
         os.kill(pid, signal.SIGCONT)
     await until(lambda: broker.health()[0] == 200, "it is healthy again")
+
+
+async def test_the_servers_memory_has_a_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GOMEMLIMIT", raising=False)
+    settings = ServerSettings(process_memory=128 * 2**20)
+    async with NatsServer(tmp_path, settings).running() as server:
+        environment = psutil.Process(server.child.pid).environ()
+    assert environment["GOMEMLIMIT"] == str(128 * 2**20)
