@@ -1,9 +1,12 @@
 """What a venue adapter turns frames into, and what the collector asks of it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
+
+from google.protobuf.message import Message
+from marketprism.market.v1 import common_pb2, instrument_pb2
 
 __all__ = [
     "Acknowledgement",
@@ -11,18 +14,28 @@ __all__ = [
     "BookDiff",
     "BookHeartbeat",
     "BookSnapshot",
+    "ConnectionRules",
     "Goodbye",
     "Ignored",
     "InstrumentSpec",
+    "InstrumentsChanged",
     "MalformedFrameError",
+    "Observation",
+    "Ping",
+    "Poll",
+    "RestPool",
     "RestRequest",
+    "Selection",
     "Several",
+    "SkippedTrade",
     "SnapshotSource",
+    "Subscription",
     "TopOfBook",
     "TradePrint",
     "VenueAdapter",
     "VenueFault",
     "VenueMessage",
+    "VenueRequest",
 ]
 
 
@@ -128,7 +141,7 @@ class TradePrint:
     native_symbol: str
     """The venue's name of the instrument."""
     trade_id: int
-    """Venue's id; contiguous within the instrument where the venue numbers so."""
+    """Venue's number of the trade, contiguous within the instrument (Deribit: `trade_seq`)."""
     exchange_time: int
     """When the venue matched, nanoseconds since 1970."""
     price: str
@@ -137,6 +150,23 @@ class TradePrint:
     """Canonical quantity in base currency or contracts, as the venue counts."""
     buyer_is_maker: bool
     """True when the taker sold."""
+    trade_count: int = 0
+    """Trades that the venue folded into this one, the last of them `trade_id`; 0 when it does not
+    fold."""
+    liquidation: bool = False
+    """Whether the venue marks it as a liquidation."""
+    venue_id: str = ""
+    """Venue's id where that is another than the number (Deribit: `trade_id`); else empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class SkippedTrade:
+    """A number of the trades' sequence that is no trade of the market (Binance `X` of ADL, NA)."""
+
+    native_symbol: str
+    """The venue's name of the instrument."""
+    trade_id: int
+    """The number used up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,11 +186,41 @@ class TopOfBook:
 
 
 @dataclass(frozen=True, slots=True)
-class Acknowledgement:
-    """The venue took a request."""
+class Observation:
+    """What a venue tells beside books, trades and tops, already in the form of its message."""
 
-    request_id: int
-    """The id that the request carried."""
+    kind: "common_pb2.EventKind.ValueType"
+    """Which kind of event."""
+    message: Message
+    """The market.v1 message of that kind with everything that the venue told, numbers canonical,
+    except exchange, symbol and receive_time, which the collector sets."""
+    native_symbol: str = ""
+    """The venue's name of the instrument; empty when `symbol` names it."""
+    symbol: str = ""
+    """Canonical name of what is no instrument: an index ("BTC-USD", "BTC-USD-DVOL")."""
+    contracts: tuple[str, ...] = ()
+    """Fields of `message` that count contracts as the venue does: the collector multiplies them
+    with the contract size, as it does with the quantities of books and trades."""
+    key: str = ""
+    """Tells apart what of one kind and instrument stands side by side: the interval of a candle,
+    whose long/short ratio. The newest of each key counts."""
+    event_id: str = ""
+    """Venue's id of a single happening (a liquidation), each of which counts; else empty, and an
+    observation that is not newer than the last of its key is a duplicate."""
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledgement:
+    """The venue took a request, or part of it."""
+
+    request_id: int | None
+    """The id that the request carried; None when the venue names only topics."""
+    topics: tuple[str, ...] | None = None
+    """The topics that the venue names: all that it took where `complete`, else some of them. None
+    when it names none: then it took all of the request."""
+    complete: bool = True
+    """Whether this is the whole answer: then a topic of the request that is not named is refused.
+    False where every topic is answered by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +233,26 @@ class VenueFault:
     """The venue's code."""
     message: str
     """The venue's words."""
+    topic: str = ""
+    """The topic refused, where the venue names one; else the whole request is refused."""
+    rate_limited: bool = False
+    """Whether it was refused for being too much: worth trying again later."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """The venue wants an answer, or it will end the connection."""
+
+    reply: str
+    """The frame to answer with."""
+
+
+@dataclass(frozen=True, slots=True)
+class InstrumentsChanged:
+    """The venue says that its list of instruments is not what it was."""
+
+    what: str
+    """What changed, for the log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,9 +284,13 @@ VenueMessage = (
     | BookSnapshot
     | BookHeartbeat
     | TradePrint
+    | SkippedTrade
     | TopOfBook
+    | Observation
     | Acknowledgement
     | VenueFault
+    | Ping
+    | InstrumentsChanged
     | Goodbye
     | Ignored
     | Several
@@ -253,6 +337,26 @@ class InstrumentSpec:
     """Smallest order value in quote currency; empty when unknown."""
     trading: bool = True
     """Whether orders match."""
+    kind: "instrument_pb2.InstrumentKind.ValueType" = instrument_pb2.INSTRUMENT_KIND_SPOT
+    """What it is."""
+    settlement: str = ""
+    """Currency that a derivative settles in; empty for spot."""
+    contract_size: str = "1"
+    """What one of the venue's units of quantity stands for, in `quantity_unit`, canonical; every
+    quantity that the venue sends is multiplied with it. "1" where the venue counts in that unit."""
+    quantity_unit: "instrument_pb2.QuantityUnit.ValueType" = instrument_pb2.QUANTITY_UNIT_BASE
+    """The unit of quantities after the conversion: BASE, or QUOTE for inverse contracts."""
+    expiry_time: int = 0
+    """When a future or option expires, nanoseconds since 1970; 0 otherwise."""
+    strike: str = ""
+    """Strike price of an option, canonical; empty otherwise."""
+    option_right: "instrument_pb2.OptionRight.ValueType" = instrument_pb2.OPTION_RIGHT_UNSPECIFIED
+    """Right of an option."""
+    underlying: str = ""
+    """Underlying index or pair of a derivative as the venue names it; empty for spot."""
+    family: str = ""
+    """Group under which the venue publishes for several instruments at once (OKX instFamily,
+    Binance pair, Deribit currency); empty when there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +371,94 @@ class RestRequest:
     """Query parameters."""
 
 
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What is to be collected of each instrument."""
+
+    kinds: frozenset["common_pb2.EventKind.ValueType"]
+    """Kinds of event."""
+    candle_intervals: tuple[int, ...] = (60,)
+    """Lengths of candles, seconds; one that the venue has not is left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """One stream of a venue, subscribed to and acknowledged by itself."""
+
+    topic: str
+    """Name of the stream, unique within the adapter, from which it can make the request: the
+    venue's own where there is one ("btcusdt@depth@100ms"), else made up ("books:BTC-USDT")."""
+    kinds: tuple["common_pb2.EventKind.ValueType", ...]
+    """Kinds that it brings."""
+    native_symbol: str = ""
+    """The instrument; empty when it tells of several, or of an index."""
+    route: str = ""
+    """Which of the venue's WebSocket addresses serves it; empty where there is but one."""
+    quiet_seconds: float = 0.0
+    """Longest silence of the stream that is normal while the instrument trades; when it is over,
+    the stream is subscribed to anew. 0 when it may be silent for ever (trades, liquidations)."""
+
+
+@dataclass(frozen=True, slots=True)
+class VenueRequest:
+    """A frame to send, and the topics that it is about (none for requests of another sort)."""
+
+    request_id: int
+    """The id that it carries."""
+    topics: tuple[str, ...]
+    """What it subscribes to or unsubscribes from."""
+    frame: str
+    """The frame."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionRules:
+    """What the venue asks of those who connect; settings may be stricter."""
+
+    topics: int
+    """Topics that a connection is given at the most."""
+    request_seconds: float
+    """Least time between two requests on a connection."""
+    requests_per_hour: int = 0
+    """Requests that a connection may make in an hour; 0 without such a limit."""
+    connects: int = 60
+    """Connections that may be opened within `connect_seconds`, from one address."""
+    connect_seconds: float = 60.0
+    """See `connects`."""
+    life_seconds: float = 0.0
+    """Age at which the venue ends a connection; 0 when it does not."""
+    keepalive_frame: str = ""
+    """Frame to send while there is nothing else; empty where WebSocket pings are enough."""
+    keepalive_seconds: float = 0.0
+    """Time between two of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class RestPool:
+    """The limit that a venue puts on REST requests from one address."""
+
+    name: str
+    """Venues that name the same pool share it (Binance USD-M and COIN-M)."""
+    limit: int
+    """Weight allowed within a window; what we allow ourselves by default is less than the venue."""
+    window_seconds: float
+    """Length of the window."""
+
+
+@dataclass(frozen=True, slots=True)
+class Poll:
+    """What a venue offers by REST only, asked for again and again."""
+
+    kind: "common_pb2.EventKind.ValueType"
+    """Kind of event that the answer tells."""
+    request: RestRequest
+    """The request."""
+    every_seconds: float
+    """Time between two requests that makes sense for the venue's own pace of change."""
+    native_symbol: str = ""
+    """The instrument; empty when the answer tells of several."""
+
+
 class VenueAdapter(Protocol):
     """The protocol of one venue. Pure: it neither opens sockets nor reads clocks."""
 
@@ -278,25 +470,72 @@ class VenueAdapter(Protocol):
     def snapshot_source(self) -> SnapshotSource:
         """Where the snapshots of this venue come from."""
 
+    @property
+    def ordered_ids(self) -> bool:
+        """Whether a higher book id is always the later one.
+
+        Levels are absolute, so that a diff that begins before the book's id and ends behind it may
+        be applied then (Binance). False where ids only identify (OKX, Deribit).
+        """
+
+    @property
+    def kinds(self) -> frozenset["common_pb2.EventKind.ValueType"]:
+        """Kinds of event that this venue has at all, by stream or by REST."""
+
+    @property
+    def default_rest_url(self) -> str:
+        """Base of the live venue's REST interface."""
+
+    @property
+    def default_ws_url(self) -> str:
+        """WebSocket address of the live venue, or what its routes have in common."""
+
+    @property
+    def connection_rules(self) -> ConnectionRules:
+        """The venue's rules for connections."""
+
+    @property
+    def rest_pool(self) -> RestPool:
+        """The venue's limit of REST requests."""
+
+    # Frames
+
     def decode(self, frame: bytes | str) -> VenueMessage:
         """Decode one WebSocket frame. Raises MalformedFrameError, never anything else."""
 
-    def subscribe_frames(
-        self, native_symbols: Iterable[str], first_request_id: int
-    ) -> list[tuple[int, Sequence[str], str]]:
-        """Frames that subscribe to everything collected of these instruments.
+    def route_url(self, ws_url: str, route: str) -> str:
+        """Give the address of a route; `ws_url` is the configured one."""
 
-        Returns (request id, native symbols, frame) in the order to send them.
-        """
+    def opening_requests(self, first_request_id: int) -> list[VenueRequest]:
+        """Make the requests that come before any subscription on a new connection."""
 
-    def instruments_request(self) -> RestRequest:
-        """Request of the venue's list of instruments."""
+    def subscriptions(self, spec: InstrumentSpec, selection: Selection) -> list[Subscription]:
+        """Streams of one instrument that bring what is selected."""
+
+    def shared_subscriptions(
+        self, specs: Sequence[InstrumentSpec], selection: Selection
+    ) -> list[Subscription]:
+        """Streams that concern several of these instruments at once, or an index of theirs."""
+
+    def subscribe(self, topics: Sequence[str], first_request_id: int) -> list[VenueRequest]:
+        """Make the requests that subscribe to these topics, as few as the venue allows."""
+
+    def unsubscribe(self, topics: Sequence[str], first_request_id: int) -> list[VenueRequest]:
+        """Make the requests that end these subscriptions; acknowledged like the others."""
+
+    # REST
+
+    def instrument_requests(self) -> list[RestRequest]:
+        """Make the requests that together give the venue's whole list of instruments."""
 
     def decode_instruments(self, body: bytes) -> list[InstrumentSpec]:
-        """Decode the answer to `instruments_request`. Raises MalformedFrameError."""
+        """Decode the answer to one of `instrument_requests`. Raises MalformedFrameError."""
 
     def snapshot_request(self, native_symbol: str, depth: int) -> RestRequest:
-        """Request of a book of at least `depth` levels a side, or the most that the venue gives."""
+        """Request of a book of at least `depth` levels a side, or the most that the venue gives.
+
+        Where snapshots come in the stream it only tells at which id the venue's book stands.
+        """
 
     def decode_snapshot(self, body: bytes, request: RestRequest) -> BookSnapshot:
         """Decode the answer to `snapshot_request`. Raises MalformedFrameError."""
@@ -306,6 +545,21 @@ class VenueAdapter(Protocol):
 
     def decode_trades(self, body: bytes, native_symbol: str) -> list[TradePrint]:
         """Decode the answer to `trades_request`, oldest first. Raises MalformedFrameError."""
+
+    def polls(self, specs: Sequence[InstrumentSpec], selection: Selection) -> list[Poll]:
+        """Give what has to be asked for by REST to have what is selected of these instruments."""
+
+    def decode_poll(self, body: bytes, poll: Poll) -> list[Observation]:
+        """Decode the answer to a poll. Raises MalformedFrameError."""
+
+    def rest_refusal(self, status: int, body: bytes) -> float | None:
+        """Tell whether an answer says that we ask too much, by its status or in its body.
+
+        Gives the seconds to wait, 0 when it does not say for how long, None when it is no refusal
+        of that sort.
+        """
+
+    # Synchronisation
 
     def covered(self, diff: BookDiff, snapshot_id: int) -> bool:
         """Tell whether the snapshot at this id already contains the whole diff: drop it."""
@@ -321,6 +575,8 @@ class VenueAdapter(Protocol):
 
     def book_checksum(self) -> BookChecksum | None:
         """Give what verifies the checksums of one book; None when the venue sends none."""
+
+    # Names
 
     def infer_instrument(self, native_symbol: str) -> InstrumentSpec:
         """Best guess from a name alone, for captures that hold no list of instruments."""

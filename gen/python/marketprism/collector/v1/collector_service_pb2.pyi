@@ -5,10 +5,12 @@ The service that watches over what comes from the venues."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from marketprism.market.v1 import common_pb2 as _common_pb2
 from marketprism.market.v1 import order_book_pb2 as _order_book_pb2
 import builtins as _builtins
 import sys
@@ -82,6 +84,7 @@ class GetStatusResponse(_message.Message):
     REST_BUDGETS_FIELD_NUMBER: _builtins.int
     PUBLISHER_FIELD_NUMBER: _builtins.int
     BOOK_STATES_FIELD_NUMBER: _builtins.int
+    LEASES_FIELD_NUMBER: _builtins.int
     collector_id: _builtins.str
     """Name of this collector process."""
     @_builtins.property
@@ -104,6 +107,10 @@ class GetStatusResponse(_message.Message):
     def book_states(self) -> _containers.RepeatedCompositeFieldContainer[Global___StateCount]:
         """Number of instruments by the state of their books."""
 
+    @_builtins.property
+    def leases(self) -> Global___LeaseStatus:
+        """Its share of the instruments; unset when collectors share nothing."""
+
     def __init__(
         self,
         *,
@@ -113,14 +120,57 @@ class GetStatusResponse(_message.Message):
         rest_budgets: _abc.Iterable[Global___RestBudget] | None = ...,
         publisher: Global___PublisherStatus | None = ...,
         book_states: _abc.Iterable[Global___StateCount] | None = ...,
+        leases: Global___LeaseStatus | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["publisher", b"publisher", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["leases", b"leases", "publisher", b"publisher", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["book_states", b"book_states", "collector_id", b"collector_id", "connections", b"connections", "publisher", b"publisher", "rest_budgets", b"rest_budgets", "start_time", b"start_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["book_states", b"book_states", "collector_id", b"collector_id", "connections", b"connections", "leases", b"leases", "publisher", b"publisher", "rest_budgets", b"rest_budgets", "start_time", b"start_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class LeaseStatus(_message.Message):
+    """What this collector holds of the instruments that several collectors share."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMBERS_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    TAKEN_OVER_FIELD_NUMBER: _builtins.int
+    RENEW_TIME_FIELD_NUMBER: _builtins.int
+    held: _builtins.int
+    """Leases held by this one."""
+    total: _builtins.int
+    """Leases that there are."""
+    taken_over: _builtins.int
+    """Times that a lease was taken over from a collector that had died."""
+    @_builtins.property
+    def members(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Collectors that are alive, by name."""
+
+    @_builtins.property
+    def renew_time(self) -> _timestamp_pb2.Timestamp:
+        """When this collector last proved that it is alive."""
+
+    def __init__(
+        self,
+        *,
+        members: _abc.Iterable[_builtins.str] | None = ...,
+        held: _builtins.int = ...,
+        total: _builtins.int = ...,
+        taken_over: _builtins.int = ...,
+        renew_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["renew_time", b"renew_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["held", b"held", "members", b"members", "renew_time", b"renew_time", "taken_over", b"taken_over", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaseStatus: _TypeAlias = LeaseStatus  # noqa: Y015
 
 @_typing.final
 class VenueConnection(_message.Message):
@@ -139,6 +189,10 @@ class VenueConnection(_message.Message):
     RECONNECTS_FIELD_NUMBER: _builtins.int
     LAST_FRAME_TIME_FIELD_NUMBER: _builtins.int
     LAST_ERROR_FIELD_NUMBER: _builtins.int
+    FRAMES_PER_SECOND_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    OPEN_TIME_FIELD_NUMBER: _builtins.int
+    ROLLOVER_TIME_FIELD_NUMBER: _builtins.int
     connection_id: _builtins.str
     """Name of the connection within this collector."""
     exchange: _builtins.str
@@ -157,6 +211,10 @@ class VenueConnection(_message.Message):
     """Times it had to be opened again."""
     last_error: _builtins.str
     """Why it was last closed; empty when it never was."""
+    frames_per_second: _builtins.float
+    """Frames a second, over the last few seconds."""
+    refused: _builtins.int
+    """Subscriptions that the venue refused."""
     @_builtins.property
     def state_time(self) -> _timestamp_pb2.Timestamp:
         """Since when it is in this state."""
@@ -164,6 +222,14 @@ class VenueConnection(_message.Message):
     @_builtins.property
     def last_frame_time(self) -> _timestamp_pb2.Timestamp:
         """When the last frame was read."""
+
+    @_builtins.property
+    def open_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was opened; unset while it is not open."""
+
+    @_builtins.property
+    def rollover_time(self) -> _timestamp_pb2.Timestamp:
+        """When it will be replaced by a new one; unset when the venue lets connections live for ever."""
 
     def __init__(
         self,
@@ -179,10 +245,14 @@ class VenueConnection(_message.Message):
         reconnects: _builtins.int = ...,
         last_frame_time: _timestamp_pb2.Timestamp | None = ...,
         last_error: _builtins.str = ...,
+        frames_per_second: _builtins.float = ...,
+        refused: _builtins.int = ...,
+        open_time: _timestamp_pb2.Timestamp | None = ...,
+        rollover_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["last_frame_time", b"last_frame_time", "state_time", b"state_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_frame_time", b"last_frame_time", "open_time", b"open_time", "rollover_time", b"rollover_time", "state_time", b"state_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["connection_id", b"connection_id", "exchange", b"exchange", "frames", b"frames", "last_error", b"last_error", "last_frame_time", b"last_frame_time", "malformed_frames", b"malformed_frames", "reconnects", b"reconnects", "state", b"state", "state_time", b"state_time", "subscriptions", b"subscriptions", "url", b"url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connection_id", b"connection_id", "exchange", b"exchange", "frames", b"frames", "frames_per_second", b"frames_per_second", "last_error", b"last_error", "last_frame_time", b"last_frame_time", "malformed_frames", b"malformed_frames", "open_time", b"open_time", "reconnects", b"reconnects", "refused", b"refused", "rollover_time", b"rollover_time", "state", b"state", "state_time", b"state_time", "subscriptions", b"subscriptions", "url", b"url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -200,19 +270,30 @@ class RestBudget(_message.Message):
     REQUESTS_FIELD_NUMBER: _builtins.int
     RATE_LIMITED_FIELD_NUMBER: _builtins.int
     BLOCKED_UNTIL_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
     exchange: _builtins.str
     """Venue id."""
     limit: _builtins.int
-    """Weight that the venue allows in a minute."""
+    """Weight that we allow ourselves in a window."""
     used: _builtins.int
-    """Weight used in the current minute, the larger of the venue's count and ours."""
+    """Weight used in the current window, the larger of the venue's count and ours."""
     requests: _builtins.int
     """Requests made."""
     rate_limited: _builtins.int
     """Answers 429 and 418."""
+    pool: _builtins.str
+    """Name of the limit: venues that have the same name share it."""
+    waiting: _builtins.int
+    """Requests that wait for their turn."""
     @_builtins.property
     def blocked_until(self) -> _timestamp_pb2.Timestamp:
         """No request is made before this time; unset when there is none."""
+
+    @_builtins.property
+    def window(self) -> _duration_pb2.Duration:
+        """Length of the window."""
 
     def __init__(
         self,
@@ -223,10 +304,13 @@ class RestBudget(_message.Message):
         requests: _builtins.int = ...,
         rate_limited: _builtins.int = ...,
         blocked_until: _timestamp_pb2.Timestamp | None = ...,
+        pool: _builtins.str = ...,
+        window: _duration_pb2.Duration | None = ...,
+        waiting: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["blocked_until", b"blocked_until"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["blocked_until", b"blocked_until", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocked_until", b"blocked_until", "exchange", b"exchange", "limit", b"limit", "rate_limited", b"rate_limited", "requests", b"requests", "used", b"used"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocked_until", b"blocked_until", "exchange", b"exchange", "limit", b"limit", "pool", b"pool", "rate_limited", b"rate_limited", "requests", b"requests", "used", b"used", "waiting", b"waiting", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -385,6 +469,11 @@ class InstrumentState(_message.Message):
     BID_LEVELS_FIELD_NUMBER: _builtins.int
     ASK_LEVELS_FIELD_NUMBER: _builtins.int
     CONNECTION_ID_FIELD_NUMBER: _builtins.int
+    FRAMES_PER_SECOND_FIELD_NUMBER: _builtins.int
+    DUPLICATES_FIELD_NUMBER: _builtins.int
+    CHECKS_PASSED_FIELD_NUMBER: _builtins.int
+    CHECKS_FAILED_FIELD_NUMBER: _builtins.int
+    KINDS_FIELD_NUMBER: _builtins.int
     exchange: _builtins.str
     """Venue id."""
     symbol: _builtins.str
@@ -408,10 +497,22 @@ class InstrumentState(_message.Message):
     ask_levels: _builtins.int
     """Levels on the ask side."""
     connection_id: _builtins.str
-    """Connection that it comes over."""
+    """Connection that its book comes over; the first where there are two."""
+    frames_per_second: _builtins.float
+    """Depth frames a second, over the last few seconds."""
+    duplicates: _builtins.int
+    """Frames that were already known, from a second connection or from the venue itself."""
+    checks_passed: _builtins.int
+    """Comparisons of the book with the venue's own checksum, best bid and offer, or id, that agreed."""
+    checks_failed: _builtins.int
+    """Comparisons that did not, each of which led to a rebuild."""
     @_builtins.property
     def book(self) -> _order_book_pb2.OrderBookStatus:
         """State of its book."""
+
+    @_builtins.property
+    def kinds(self) -> _containers.RepeatedCompositeFieldContainer[Global___KindState]:
+        """The kinds collected of it."""
 
     def __init__(
         self,
@@ -429,14 +530,55 @@ class InstrumentState(_message.Message):
         bid_levels: _builtins.int = ...,
         ask_levels: _builtins.int = ...,
         connection_id: _builtins.str = ...,
+        frames_per_second: _builtins.float = ...,
+        duplicates: _builtins.int = ...,
+        checks_passed: _builtins.int = ...,
+        checks_failed: _builtins.int = ...,
+        kinds: _abc.Iterable[Global___KindState] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["book", b"book"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "ask_levels", b"ask_levels", "bid_levels", b"bid_levels", "book", b"book", "connection_id", b"connection_id", "exchange", b"exchange", "frames", b"frames", "gaps", b"gaps", "lag_ms", b"lag_ms", "native_symbol", b"native_symbol", "resyncs", b"resyncs", "symbol", b"symbol", "trades", b"trades"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "ask_levels", b"ask_levels", "bid_levels", b"bid_levels", "book", b"book", "checks_failed", b"checks_failed", "checks_passed", b"checks_passed", "connection_id", b"connection_id", "duplicates", b"duplicates", "exchange", b"exchange", "frames", b"frames", "frames_per_second", b"frames_per_second", "gaps", b"gaps", "kinds", b"kinds", "lag_ms", b"lag_ms", "native_symbol", b"native_symbol", "resyncs", b"resyncs", "symbol", b"symbol", "trades", b"trades"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___InstrumentState: _TypeAlias = InstrumentState  # noqa: Y015
+
+@_typing.final
+class KindState(_message.Message):
+    """What was collected of one kind."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
+    LAST_RECEIVE_TIME_FIELD_NUMBER: _builtins.int
+    REFUSAL_FIELD_NUMBER: _builtins.int
+    kind: _common_pb2.EventKind.ValueType
+    """The kind."""
+    events: _builtins.int
+    """Events published."""
+    refusal: _builtins.str
+    """Why nothing comes, when the venue refused it; else empty."""
+    @_builtins.property
+    def last_receive_time(self) -> _timestamp_pb2.Timestamp:
+        """When the last one was read; unset before the first."""
+
+    def __init__(
+        self,
+        *,
+        kind: _common_pb2.EventKind.ValueType = ...,
+        events: _builtins.int = ...,
+        last_receive_time: _timestamp_pb2.Timestamp | None = ...,
+        refusal: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_receive_time", b"last_receive_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "kind", b"kind", "last_receive_time", b"last_receive_time", "refusal", b"refusal"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KindState: _TypeAlias = KindState  # noqa: Y015
 
 @_typing.final
 class ResyncRequest(_message.Message):

@@ -59,6 +59,12 @@ class _IntegrityKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Integri
     """The collector started: nothing is known of the time since it was stopped."""
     INTEGRITY_KIND_COLLECTOR_STOPPED: _IntegrityKind.ValueType  # 14
     """The collector stopped in an orderly way."""
+    INTEGRITY_KIND_TAKEN_OVER: _IntegrityKind.ValueType  # 15
+    """Another collector takes this instrument over; begin_time is when it was last collected."""
+    INTEGRITY_KIND_HANDED_OVER: _IntegrityKind.ValueType  # 16
+    """This collector stopped collecting the instrument: another one has it, or it is gone."""
+    INTEGRITY_KIND_ROLLED_OVER: _IntegrityKind.ValueType  # 17
+    """A connection was replaced by a new one while both were open; nothing is missing."""
 
 class IntegrityKind(_IntegrityKind, metaclass=_IntegrityKindEnumTypeWrapper):
     """What happened."""
@@ -93,6 +99,12 @@ INTEGRITY_KIND_COLLECTOR_STARTED: IntegrityKind.ValueType  # 13
 """The collector started: nothing is known of the time since it was stopped."""
 INTEGRITY_KIND_COLLECTOR_STOPPED: IntegrityKind.ValueType  # 14
 """The collector stopped in an orderly way."""
+INTEGRITY_KIND_TAKEN_OVER: IntegrityKind.ValueType  # 15
+"""Another collector takes this instrument over; begin_time is when it was last collected."""
+INTEGRITY_KIND_HANDED_OVER: IntegrityKind.ValueType  # 16
+"""This collector stopped collecting the instrument: another one has it, or it is gone."""
+INTEGRITY_KIND_ROLLED_OVER: IntegrityKind.ValueType  # 17
+"""A connection was replaced by a new one while both were open; nothing is missing."""
 Global___IntegrityKind: _TypeAlias = IntegrityKind  # noqa: Y015
 
 class _IntegrityCause:
@@ -137,6 +149,10 @@ class _IntegrityCauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Integr
     """Somebody asked for it."""
     INTEGRITY_CAUSE_CONNECTION_AGE: _IntegrityCause.ValueType  # 17
     """The venue ends connections of a certain age, and this one was renewed."""
+    INTEGRITY_CAUSE_LEASE: _IntegrityCause.ValueType  # 18
+    """The lease of the instrument went from one collector to another."""
+    INTEGRITY_CAUSE_INSTRUMENT_CHANGED: _IntegrityCause.ValueType  # 19
+    """The venue listed, changed or delisted the instrument."""
 
 class IntegrityCause(_IntegrityCause, metaclass=_IntegrityCauseEnumTypeWrapper):
     """Why it happened."""
@@ -177,6 +193,10 @@ INTEGRITY_CAUSE_REQUESTED: IntegrityCause.ValueType  # 16
 """Somebody asked for it."""
 INTEGRITY_CAUSE_CONNECTION_AGE: IntegrityCause.ValueType  # 17
 """The venue ends connections of a certain age, and this one was renewed."""
+INTEGRITY_CAUSE_LEASE: IntegrityCause.ValueType  # 18
+"""The lease of the instrument went from one collector to another."""
+INTEGRITY_CAUSE_INSTRUMENT_CHANGED: IntegrityCause.ValueType  # 19
+"""The venue listed, changed or delisted the instrument."""
 Global___IntegrityCause: _TypeAlias = IntegrityCause  # noqa: Y015
 
 @_typing.final

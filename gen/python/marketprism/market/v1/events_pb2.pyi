@@ -61,6 +61,7 @@ class Trade(_message.Message):
     EXCHANGE_FIELD_NUMBER: _builtins.int
     SYMBOL_FIELD_NUMBER: _builtins.int
     TRADE_ID_FIELD_NUMBER: _builtins.int
+    VENUE_SEQUENCE_FIELD_NUMBER: _builtins.int
     EXCHANGE_TIME_FIELD_NUMBER: _builtins.int
     RECEIVE_TIME_FIELD_NUMBER: _builtins.int
     PRICE_FIELD_NUMBER: _builtins.int
@@ -75,6 +76,10 @@ class Trade(_message.Message):
     """Canonical symbol."""
     trade_id: _builtins.str
     """Venue's id of the trade."""
+    venue_sequence: _builtins.int
+    """Venue's number of the trade, contiguous within the instrument, where that is another than the
+    id (Deribit trade_seq); 0 where trade_id is the number.
+    """
     price: _builtins.str
     """Price in quote currency."""
     quantity: _builtins.str
@@ -101,6 +106,7 @@ class Trade(_message.Message):
         exchange: _builtins.str = ...,
         symbol: _builtins.str = ...,
         trade_id: _builtins.str = ...,
+        venue_sequence: _builtins.int = ...,
         exchange_time: _timestamp_pb2.Timestamp | None = ...,
         receive_time: _timestamp_pb2.Timestamp | None = ...,
         price: _builtins.str = ...,
@@ -112,7 +118,7 @@ class Trade(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["exchange_time", b"exchange_time", "receive_time", b"receive_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backfilled", b"backfilled", "exchange", b"exchange", "exchange_time", b"exchange_time", "liquidation", b"liquidation", "price", b"price", "quantity", b"quantity", "receive_time", b"receive_time", "side", b"side", "symbol", b"symbol", "trade_count", b"trade_count", "trade_id", b"trade_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backfilled", b"backfilled", "exchange", b"exchange", "exchange_time", b"exchange_time", "liquidation", b"liquidation", "price", b"price", "quantity", b"quantity", "receive_time", b"receive_time", "side", b"side", "symbol", b"symbol", "trade_count", b"trade_count", "trade_id", b"trade_id", "venue_sequence", b"venue_sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
