@@ -237,6 +237,7 @@ class Okx:
     """Adapter of OKX v5; see `VenueAdapter`."""
 
     snapshot_source = SnapshotSource.STREAM
+    ordered_ids = False
 
     def __init__(self, exchange: str = "okx") -> None:
         self.exchange = exchange
