@@ -13,11 +13,10 @@ import uvloop
 from pydantic import ValidationError
 
 from services.simulator.capture import CaptureError, CaptureMarket
-from services.simulator.generated import GeneratedMarket, GeneratedSettings
-from services.simulator.listing import DEFAULT_SYMBOLS, more_symbols
 from services.simulator.market import Market
+from services.simulator.protocol import VenueProtocol
 from services.simulator.server import SimulatedVenue, VenueSettings
-from services.simulator.venues import VENUES
+from services.simulator.venues import VENUES, generated_market
 
 __all__ = ["main"]
 
@@ -28,11 +27,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
-        market, settings = _market(given), _settings(given.set)
+        protocol = VENUES[given.venue]()
+        market, settings = _market(given, protocol), _settings(given.set, protocol)
     except (ValidationError, CaptureError, ValueError) as error:
         parser.error(_sentence(error))
     try:
-        venue = SimulatedVenue(market, given.host, given.port, settings, VENUES[given.venue]())
+        venue = SimulatedVenue(market, given.host, given.port, settings, protocol)
         uvloop.run(_serve(venue))
     except OSError as error:
         print(
@@ -57,14 +57,16 @@ async def _serve(venue: SimulatedVenue) -> None:
     gc.set_threshold(20_000, 20, 50)
     async with venue:
         print(f"simulated {venue.protocol.name}: {len(venue.market.symbols)} symbols")
-        print(f"  REST       {venue.rest_url}/api/v3")
-        print(f"  WebSocket  {venue.ws_url}/stream?streams=")
-        print(f"  truth      {venue.rest_url}/sim/stats", flush=True)
+        for what, address in [
+            *venue.protocol.addresses(venue),
+            ("truth", f"{venue.rest_url}/sim/stats"),
+        ]:
+            print(f"  {what:<10} {address}")
+        sys.stdout.flush()
         await stop.wait()
 
 
 def _parser() -> argparse.ArgumentParser:
-    defaults = GeneratedSettings()
     parser = argparse.ArgumentParser(
         prog="python -m services.simulator",
         description="A simulated venue on loopback: the venue's own protocol, and a known truth.",
@@ -77,7 +79,9 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="a limit or timing of the venue: " + ", ".join(VenueSettings.model_fields),
+        help="a limit or timing of the venue: "
+        + ", ".join(VenueSettings.model_fields)
+        + "; OKX and Deribit have more, which a wrong name tells",
     )
     captured = parser.add_argument_group("a recorded market")
     captured.add_argument("--capture", type=Path, help="play this .jsonl or .jsonl.gz file")
@@ -85,49 +89,51 @@ def _parser() -> argparse.ArgumentParser:
         "--speed", default="1", help="times the recorded pace, or 'max' (as clients take it)"
     )
     captured.add_argument("--loop", action="store_true", help="begin again at the end")
-    made = parser.add_argument_group("a generated market")
-    made.add_argument("--symbols", default=",".join(DEFAULT_SYMBOLS), help="comma-separated")
+    made = parser.add_argument_group(
+        "a generated market", "Without an option, what is usual at the venue."
+    )
+    made.add_argument("--symbols", help="the venue's own names, comma-separated")
     made.add_argument("--symbol-count", type=int, help="list this many, made-up ones included")
-    made.add_argument("--seed", type=int, default=defaults.seed)
-    made.add_argument(
-        "--depth-rate", type=float, default=defaults.depth_rate, help="frames/s a symbol"
-    )
-    made.add_argument(
-        "--trade-rate", type=float, default=defaults.trade_rate, help="taker orders/s a symbol"
-    )
-    made.add_argument(
-        "--changes", type=int, default=defaults.changes_per_side, help="levels a side and frame"
-    )
-    made.add_argument("--levels", type=int, default=defaults.levels, help="levels a side")
+    made.add_argument("--seed", type=int)
+    made.add_argument("--depth-rate", type=float, help="frames/s a symbol")
+    made.add_argument("--trade-rate", type=float, help="taker orders/s a symbol")
+    made.add_argument("--changes", type=int, help="levels a side and frame")
+    made.add_argument("--levels", type=int, help="levels a side")
     return parser
 
 
-def _market(given: argparse.Namespace) -> Market:
+def _market(given: argparse.Namespace, protocol: VenueProtocol) -> Market:
     if given.capture is not None:
         return CaptureMarket(given.capture, speed=_speed(given.speed), loop=given.loop)
-    symbols = tuple(name for name in given.symbols.upper().split(",") if name)
+    symbols = tuple(protocol.default_symbols)
+    if given.symbols is not None:
+        symbols = tuple(name.strip() for name in given.symbols.split(",") if name.strip())
     if given.symbol_count is not None:
-        symbols = more_symbols(given.symbol_count, symbols)
-    return GeneratedMarket(
-        GeneratedSettings(
-            symbols=symbols,
-            seed=given.seed,
-            depth_rate=given.depth_rate,
-            trade_rate=given.trade_rate,
-            changes_per_side=given.changes,
-            levels=given.levels,
-        )
-    )
+        symbols = protocol.more_symbols(given.symbol_count, symbols)
+    options = {
+        "seed": given.seed,
+        "depth_rate": given.depth_rate,
+        "trade_rate": given.trade_rate,
+        "changes_per_side": given.changes,
+        "levels": given.levels,
+    }
+    chosen = {name: value for name, value in options.items() if value is not None}
+    return generated_market(protocol, symbols=symbols, **chosen)
 
 
-def _settings(assignments: list[str]) -> VenueSettings:
+def _settings(assignments: list[str], protocol: VenueProtocol) -> VenueSettings:
     values: dict[str, str] = {}
     for assignment in assignments:
         name, equals, value = assignment.partition("=")
         if not equals:
             raise ValueError(f"--set: expected NAME=VALUE, got {assignment!r}")
         values[name] = value
-    return VenueSettings.model_validate(values)
+    known = protocol.settings_type.model_fields
+    if unknown := sorted(values.keys() - known.keys()):
+        raise ValueError(f"--set {', '.join(unknown)}: expected one of {', '.join(known)}")
+    return protocol.settings_type.model_validate(
+        {name: None if value == "none" else value for name, value in values.items()}
+    )
 
 
 def _speed(text: str) -> float | None:

@@ -5,7 +5,7 @@ Follows "WebSocket Streams for Binance" of the Binance spot API documentation.
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote
@@ -107,10 +107,20 @@ class BinanceSpot(VenueProtocol):
             return event.stream
         return _stream(event.symbol, _KINDS[type(event)])
 
+    def streams_of(self, event: Event) -> Sequence[str]:
+        """Return the one stream of the event; none for what spot does not tell."""
+        if type(event) in _KINDS or type(event) in (DepthUpdate, RawFrame):
+            return (self.stream_of(event),)
+        return ()
+
     def symbol_of(self, stream: str) -> str | None:
         """`btcusdt@trade` belongs to BTCUSDT; `!ticker@arr` to none."""
         symbol, at, _ = stream.partition("@")
         return symbol.upper() if at and not symbol.startswith("!") else None
+
+    def is_reference(self, stream: str) -> bool:
+        """Spot tells none of it."""
+        return False
 
     def is_depth(self, stream: str) -> bool:
         """Whether it is `@depth` or `@depth@100ms`."""
@@ -126,20 +136,21 @@ class BinanceSpot(VenueProtocol):
             return event.event_id
         return None
 
-    def encode(self, event: Event) -> bytes:
+    def encode(self, event: Event, stream: str = "") -> bytes:
         """Return the bare event, fields in the venue's order."""
         return self._encoders[type(event)](event)
 
-    def frame(self, event: Event, stream: str, payload: bytes, variant: Variant) -> bytes:
+    def frame(self, event: Event, stream: str, payload: bytes, variant: Hashable) -> bytes:
         """Return the event, wrapped for combined connections; captured frames as they were."""
-        if variant.combined:
+        wanted = cast("Variant", variant)
+        if wanted.combined:
             if type(event) is RawFrame and event.wrapped is not None:
                 text = event.wrapped
             else:
                 text = b'{"stream":"%b","data":%b}' % (stream.encode(), payload)
         else:
             text = payload
-        return to_microseconds(text) if variant.microseconds else text
+        return to_microseconds(text) if wanted.microseconds else text
 
     def shutdown_event(self, time_us: int) -> bytes:
         """`serverShutdown`, never wrapped: it belongs to no stream."""
@@ -214,8 +225,13 @@ class BinanceSpot(VenueProtocol):
             f'"n":{event.trades}}}'
         ).encode()
 
-    def request(self, venue: "SimulatedVenue", connection: Connection, text: str) -> bytes:
+    def request(
+        self, venue: "SimulatedVenue", connection: Connection, text: str
+    ) -> tuple[bytes, ...]:
         """SUBSCRIBE, UNSUBSCRIBE, LIST_SUBSCRIPTIONS, SET_PROPERTY and GET_PROPERTY."""
+        return (self._answer(venue, connection, text),)
+
+    def _answer(self, venue: "SimulatedVenue", connection: Connection, text: str) -> bytes:
         try:
             message = json.loads(text)
         except ValueError as error:
@@ -255,7 +271,10 @@ class BinanceSpot(VenueProtocol):
                 2, f"Invalid request: more than {limit} streams on one connection", number
             )
         for stream in streams:
-            venue.hub.subscribe(connection, stream)
+            if venue.subscription_refused(connection, stream):
+                return _error(2, f"Invalid request: cannot subscribe to {stream}", number)
+        for stream in streams:
+            venue.subscribe(connection, stream)
         return _result(None, number)
 
 
@@ -282,6 +301,7 @@ def _property(
     connection: Connection, method: str, params: object, number: int | str | None
 ) -> bytes:
     asked: Sequence[object] = params if isinstance(params, list) else []
+    variant = cast("Variant", connection.variant)
     if not asked or not isinstance(asked[0], str):
         return _error(2, "Invalid request: property name must be a string", number)
     if asked[0] != "combined":
@@ -289,10 +309,10 @@ def _property(
     if len(asked) > (2 if method == "SET_PROPERTY" else 1):
         return _error(2, "Invalid request: too many parameters", number)
     if method == "GET_PROPERTY":
-        return _result(connection.variant.combined, number)
+        return _result(variant.combined, number)
     if len(asked) < 2 or not isinstance(asked[1], bool):
         return _error(1, "Invalid value type: expected Boolean", number)
-    connection.variant = connection.variant._replace(combined=asked[1])
+    connection.variant = variant._replace(combined=asked[1])
     return _result(None, number)
 
 

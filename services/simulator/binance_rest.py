@@ -3,7 +3,6 @@
 Follows "Public Rest API for Binance" and "Error codes for Binance" of the spot API documentation.
 """
 
-import asyncio
 import json
 import re
 import time
@@ -12,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from services.simulator.faults import Fault, FaultKind
 from services.simulator.fixed import SCALE, eight_decimals
-from services.simulator.market import BookState, SymbolSpec
+from services.simulator.instrument import SymbolSpec
+from services.simulator.market import BookState
+from services.simulator.rest_trouble import rest_trouble
 
 if TYPE_CHECKING:
     from services.simulator.server import SimulatedVenue
@@ -77,16 +77,11 @@ class BinanceRest:
         return limited
 
     async def _faulted(self, request: web.Request, handler: _Handler) -> web.Response:
-        scope = {"symbol": request.query.get("symbol"), "path": request.path}
-        faults = self._venue.faults
-        if slow := faults.first(FaultKind.REST_SLOW, **scope):
-            await asyncio.sleep(slow.spec.seconds)
-        if limit := faults.first(FaultKind.REST_LIMIT, **scope):
-            return self._too_many(429, limit.spec.retry_after)
-        if ban := faults.first(FaultKind.REST_BAN, **scope):
-            return self._too_many(418, ban.spec.retry_after)
-        if error := faults.first(FaultKind.REST_ERROR, **scope):
-            return _server_error(error.spec.status)
+        trouble = await rest_trouble(self._venue, request.path, request.query.get("symbol"))
+        if trouble is not None and trouble.status in (418, 429):
+            return self._too_many(trouble.status, trouble.retry_after)
+        if trouble is not None:
+            return _server_error(trouble.status)
         try:
             return await handler(request)
         except _Refused as refused:
@@ -126,17 +121,8 @@ class BinanceRest:
         symbol = self._symbol(request)
         limit = min(_limit(request, _DEFAULT_LEVELS), _MOST_LEVELS)
         self._market.snapshot_requested(symbol)
-        stale = self._venue.faults.first(FaultKind.STALE_SNAPSHOT, symbol=symbol, path=request.path)
-        book = self._market.book(symbol, limit) if stale is None else self._stale(symbol, stale)
-        return web.Response(body=_book(book.top(limit)), content_type="application/json")
-
-    def _stale(self, symbol: str, fault: Fault) -> BookState:
-        behind = fault.spec.behind
-        if behind is not None:
-            before = self._market.update_id(symbol) - behind + 1
-        else:
-            before = self._venue.hub.stale_before(symbol)
-        return self._market.stale_book(symbol, before)
+        book = self._venue.rest_book(symbol, limit, request.path)
+        return web.Response(body=_book(book), content_type="application/json")
 
     async def _trades(self, request: web.Request) -> web.Response:
         _only(request, ("symbol", "limit"))

@@ -13,13 +13,13 @@ from services.simulator.capture_file import (
     CaptureReader,
 )
 from services.simulator.captured_symbol import CapturedSymbol, SymbolSeen, captured_listing
+from services.simulator.instrument import SymbolSpec
 from services.simulator.market import (
     BookState,
     Market,
     MarketState,
     RawFrame,
     Sink,
-    SymbolSpec,
     Trade,
     UnknownSymbolError,
 )
@@ -223,6 +223,10 @@ class CaptureMarket(Market):
     def pending_id(self, symbol: str) -> int:
         """Return the first update id of the next frame, as far as ids are contiguous."""
         return self._symbol(symbol).last_sent_id + 1
+
+    def frame_id(self, symbol: str, interval_ms: int = 100) -> int:
+        """Return the id at which the newest frame played ended."""
+        return self._symbol(symbol).last_sent_id
 
     def book(self, symbol: str, depth: int | None = None) -> BookState:
         """Return the captured snapshot, or the book that follows from it once it is reached."""

@@ -10,8 +10,9 @@ import msgspec
 from services.simulator.book import TrueBook
 from services.simulator.capture_file import CapturedDepth, CapturedFrame, CapturedSnapshot
 from services.simulator.fixed import to_units
+from services.simulator.instrument import SymbolSpec
 from services.simulator.listing import split_symbol
-from services.simulator.market import BookState, SymbolSpec, Trade, UpdateIdUnavailableError
+from services.simulator.market import BookState, Trade, UpdateIdUnavailableError
 
 __all__ = ["CapturedSymbol", "SymbolSeen", "captured_listing"]
 

@@ -7,7 +7,8 @@ connections and written to the transport in batches, which is what carries thous
 import asyncio
 import struct
 import time
-from typing import NamedTuple
+from collections.abc import Hashable
+from typing import Any, NamedTuple
 
 __all__ = ["Closing", "Connection", "Variant", "websocket_frame"]
 
@@ -25,7 +26,7 @@ def websocket_frame(payload: bytes, opcode: int = _TEXT) -> bytes:
 
 
 class Variant(NamedTuple):
-    """How a connection wants its frames."""
+    """How a connection of Binance wants its frames."""
 
     combined: bool
     """Wrapped with the stream's name."""
@@ -47,7 +48,7 @@ class Connection:
         self,
         name: str,
         peer: str,
-        variant: Variant,
+        variant: Hashable,
         transport: asyncio.Transport,
         max_send_buffer: int,
     ) -> None:
@@ -63,6 +64,12 @@ class Connection:
         self.bytes = 0
         self.ponged_at = 0.0
         """Monotonic time of the last pong."""
+        self.heard_at = time.monotonic()
+        """Monotonic time of the last message, ping or pong from the client."""
+        self.state: Any = None
+        """Whatever the venue's protocol keeps of a connection."""
+        self.due = asyncio.Event()
+        """Set when the protocol has something new to keep to; see `wake`."""
         self.closing: asyncio.Future[Closing] = asyncio.get_running_loop().create_future()
         self.end_reason: str | None = None
         self._transport = transport
@@ -132,6 +139,10 @@ class Connection:
             self.end_reason = self.end_reason or reason
             self.closing.set_result(Closing(code, reason))
 
+    def wake(self) -> None:
+        """Let the protocol's `keep` be called soon, because what it waits for has changed."""
+        self.due.set()
+
     def abort(self, reason: str) -> None:
         """Break the TCP connection at once, without a close frame."""
         self.end_reason = self.end_reason or reason
@@ -151,11 +162,11 @@ class Connection:
 
     def describe(self) -> dict[str, object]:
         """JSON-ready state, for people and tests."""
+        variant = self.variant
         return {
             "connection": self.name,
             "peer": self.peer,
-            "combined": self.variant.combined,
-            "microseconds": self.variant.microseconds,
+            **(variant._asdict() if isinstance(variant, Variant) else {"variant": str(variant)}),
             "streams": list(self.streams),
             "silenced": [stream for stream, live in self.streams.items() if not live],
             "frames": self.frames,

@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
+from services.simulator.control_instruments import instrument_routes
 from services.simulator.faults import FaultError
+from services.simulator.fixed import canonical
 from services.simulator.market import UnknownSymbolError, UpdateIdUnavailableError
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ def control_routes(venue: "SimulatedVenue") -> list[web.RouteDef]:
         web.post("/sim/faults", control.add_fault),
         web.delete("/sim/faults", control.clear_faults),
         web.delete("/sim/faults/{id}", control.remove_fault),
+        *instrument_routes(venue),
     ]
 
 
@@ -55,11 +58,15 @@ class _Control:
         except (UnknownSymbolError, UpdateIdUnavailableError) as error:
             return _problem(404, str(error))
         bids, asks = book.canonical()
+        spec = market.symbols.get(symbol)
+        current = market.update_id(symbol) if spec is not None else None
+        size = canonical(spec.contract_size) if spec is not None else None
         return web.json_response(
             {
                 "symbol": symbol,
                 "update_id": book.update_id,
-                "current_update_id": market.update_id(symbol),
+                "current_update_id": current,
+                "contract_size": size,
                 "bids": bids,
                 "asks": asks,
                 "digest": book.digest(),

@@ -1,8 +1,36 @@
-"""Faults that can be switched on and off while the venue runs, each counted."""
+"""Faults that can be switched on and off while the venue runs, each counted.
+
+| kind | what happens | options beside `count`, `probability`, `skip` |
+|---|---|---|
+| drop | a frame is not sent | symbol, stream, connection |
+| duplicate | a frame is sent twice | symbol, stream, connection |
+| reorder | a frame is sent after the next one of its stream | symbol, stream, connection |
+| corrupt | a frame is damaged, `mode` says how | symbol, stream, connection, mode |
+| wrong_checksum | a book frame carries a checksum that does not fit | symbol, stream, connection |
+| delay | a frame and all that follow it wait | symbol, stream, connection, seconds |
+| cut | the connection ends | symbol, stream, connection, code, abort, when |
+| silence | a subscription is acknowledged, then nothing comes | symbol, stream, connection |
+| refuse_subscription | a subscription is answered with an error | symbol, stream, connection |
+| refuse_connections | a new connection is refused | status, abort |
+| server_shutdown | notice, then the end (24 h) | symbol, stream, connection, seconds |
+| maintenance | notice, REST 503, connections closed and refused for `seconds` | seconds, notice |
+| heartbeat_refusal | a ping is not answered; test requests come at once (Deribit) | connection |
+| sequence_reset | a book's ids begin again lower (chained where the venue chains) | symbol |
+| gap | ids of a book are skipped and nothing tells of them | symbol, ids |
+| stale_snapshot | a snapshot (REST, or on the stream) is true but old | symbol, behind |
+| rest_429 | REST answers that there were too many requests | symbol, path, retry_after |
+| rest_418 | REST answers that the address is banned | symbol, path, retry_after |
+| rest_5xx | REST answers with a server error | symbol, path, status |
+| rest_slow | REST answers late | symbol, path, seconds |
+
+`cut` (with `when` = "now"), `server_shutdown`, `maintenance`, `sequence_reset` and `gap` act when
+they are set; all others at the next occasions in their scope.
+"""
 
 import enum
 import json
 import random
+from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -30,6 +58,8 @@ class FaultKind(enum.StrEnum):
     """A frame is sent after the next one of its stream."""
     CORRUPT = "corrupt"
     """A frame is damaged; `mode` says how."""
+    WRONG_CHECKSUM = "wrong_checksum"
+    """A book frame carries a checksum that does not fit the book, where the venue sends any."""
     DELAY = "delay"
     """A frame, and all that follows it on the connection, waits `seconds`."""
     CUT = "cut"
@@ -37,13 +67,26 @@ class FaultKind(enum.StrEnum):
     connection in scope, or in place of the next matching frame with `when` = "frame"."""
     SILENCE = "silence"
     """New subscriptions are acknowledged and then nothing is sent on them."""
+    REFUSE_SUBSCRIPTION = "refuse_subscription"
+    """A subscription is refused with the venue's error."""
     REFUSE = "refuse_connections"
     """A new WebSocket connection is refused with HTTP `status`, or by `abort`."""
     SHUTDOWN = "server_shutdown"
     """The shutdown event is sent at once to the connections in scope, which end after `seconds`."""
+    MAINTENANCE = "maintenance"
+    """The venue announces a maintenance, closes its connections `notice` seconds later, and
+    refuses new ones and all REST requests (503) for `seconds`."""
+    HEARTBEAT = "heartbeat_refusal"
+    """A client's ping is not answered; where the server asks for signs of life (Deribit), it asks
+    again and again without need."""
+    SEQUENCE_RESET = "sequence_reset"
+    """The ids of a book begin again, lower: chained to the old ones where the venue does so (OKX),
+    else without a hint. At once, for every symbol in scope."""
+    GAP = "gap"
+    """`ids` ids of a book are skipped, though nothing was lost. At once."""
     STALE_SNAPSHOT = "stale_snapshot"
-    """REST depth answers with a true but old book: older than any diff the clients were sent, or
-    `behind` update ids old."""
+    """A snapshot is a true but old book: older than any diff the clients were sent, or `behind`
+    update ids old. Over REST, or on the stream where the venue sends it there."""
     REST_LIMIT = "rest_429"
     """REST answers 429 with `retry_after`."""
     REST_BAN = "rest_418"
@@ -60,6 +103,7 @@ _ON_FRAMES = frozenset(
         FaultKind.DUPLICATE,
         FaultKind.REORDER,
         FaultKind.CORRUPT,
+        FaultKind.WRONG_CHECKSUM,
         FaultKind.DELAY,
         FaultKind.CUT,
     }
@@ -79,10 +123,16 @@ _OPTIONS: dict[FaultKind, frozenset[str]] = {
     FaultKind.DUPLICATE: _STREAMED,
     FaultKind.REORDER: _STREAMED,
     FaultKind.CORRUPT: _STREAMED | {"mode"},
+    FaultKind.WRONG_CHECKSUM: _STREAMED,
     FaultKind.DELAY: _STREAMED | {"seconds"},
     FaultKind.CUT: _STREAMED | {"code", "abort", "when"},
     FaultKind.SILENCE: _STREAMED,
+    FaultKind.REFUSE_SUBSCRIPTION: _STREAMED,
     FaultKind.REFUSE: frozenset({"status", "abort"}),
+    FaultKind.MAINTENANCE: frozenset({"seconds", "notice"}),
+    FaultKind.HEARTBEAT: frozenset({"connection"}),
+    FaultKind.SEQUENCE_RESET: frozenset({"symbol"}),
+    FaultKind.GAP: frozenset({"symbol", "ids"}),
     FaultKind.SHUTDOWN: _STREAMED | {"seconds"},
     FaultKind.STALE_SNAPSHOT: frozenset({"symbol", "behind"}),
     FaultKind.REST_LIMIT: frozenset({"symbol", "path", "retry_after"}),
@@ -105,9 +155,10 @@ class FaultSpec(BaseModel):
     kind: FaultKind
     """What goes wrong."""
     symbol: str | None = None
-    """Only this symbol, upper case."""
+    """Only this symbol, by the venue's own name."""
     stream: str | None = None
-    """Only this stream, or every stream of this kind when it begins with `@` (`@depth@100ms`)."""
+    """Only this stream; every stream of this kind when it begins with `@` (`@depth@100ms`), every
+    stream of the pattern when it holds a `*` (`books:*`)."""
     connection: str | None = None
     """Only this connection, by its name in `/sim/connections`."""
     path: str | None = None
@@ -122,7 +173,11 @@ class FaultSpec(BaseModel):
     """How a frame is damaged: broken JSON, cut in half, wrong types, a binary frame, bytes that
     are not UTF-8, or an empty text."""
     seconds: Annotated[float, Field(ge=0, le=86_400)] = 1.0
-    """Length of a delay, a slow answer, or the notice before a shutdown."""
+    """Length of a delay, a slow answer, a maintenance, or the notice before a shutdown."""
+    notice: Annotated[float, Field(ge=0, le=86_400)] = 0.0
+    """Seconds between the notice of a maintenance and its begin."""
+    ids: Annotated[int, Field(ge=1, le=1_000_000)] = 7
+    """Ids that a gap leaves out."""
     code: Annotated[int, Field(ge=1000, le=4999)] = 1001
     """WebSocket close code of a cut."""
     abort: bool = False
@@ -296,9 +351,11 @@ def in_scope(spec: FaultSpec, symbol: str | None, stream: str | None) -> bool:
 
 
 def stream_matches(pattern: str, stream: str) -> bool:
-    """Whether a stream is the one named, or of the kind named when that begins with `@`."""
+    """Whether a stream is the one named, or of the kind or the pattern named."""
     if pattern.startswith("@"):
         return "@" + stream.partition("@")[2] == pattern
+    if "*" in pattern:
+        return fnmatchcase(stream, pattern)
     return stream == pattern
 
 
@@ -313,17 +370,35 @@ def corrupted(text: bytes, mode: str) -> tuple[bytes, int]:
     if mode == "empty":
         return b"", 1
     if mode == "types":
-        message = json.loads(text)
-        inner = message.get("data", message)
-        for key, value in inner.items():
-            if isinstance(value, list):
-                inner[key] = "not a list"
-            elif isinstance(value, int) and not isinstance(value, bool):
-                inner[key] = {"not": "a number"}
-            elif key != "e":
-                inner[key] = None
-        return json.dumps(message, separators=(",", ":")).encode(), 1
+        return json.dumps(_retyped(json.loads(text)), separators=(",", ":")).encode(), 1
     return text[:-1] + b",]", 1
+
+
+_NAMES = frozenset({"e", "stream", "channel", "jsonrpc", "method", "arg", "instId", "action"})
+
+
+def _retyped(message: Any) -> Any:
+    # Wrong types within the event, while what says which event it is stays.
+    if not isinstance(message, dict):
+        return "not an object"
+    for name in ("data", "params"):
+        inner = message.get(name)
+        if isinstance(inner, dict):
+            message[name] = _retyped(inner)
+            return message
+        if isinstance(inner, list) and inner and isinstance(inner[0], dict):
+            message[name] = [_retyped(each) for each in inner]
+            return message
+    for key, value in message.items():
+        if key in _NAMES:
+            continue
+        if isinstance(value, list):
+            message[key] = "not a list"
+        elif isinstance(value, int) and not isinstance(value, bool):
+            message[key] = {"not": "a number"}
+        else:
+            message[key] = None
+    return message
 
 
 def _kind(value: object) -> str:

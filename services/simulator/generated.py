@@ -3,21 +3,38 @@
 import asyncio
 import heapq
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from services.simulator.derivatives import Derivatives
+from services.simulator.instrument import InstrumentKind, Listed, SymbolSpec
 from services.simulator.listing import DEFAULT_SYMBOLS, listed
 from services.simulator.market import (
     BookState,
+    Candle,
     Event,
     Market,
     MarketState,
+    NotOfferedError,
     Sink,
-    SymbolSpec,
+    Ticker,
     Trade,
     UnknownSymbolError,
+)
+from services.simulator.reference import (
+    FundingRate,
+    IndexPrice,
+    InstrumentChange,
+    InstrumentEvent,
+    Liquidation,
+    LongShortKind,
+    LongShortRatio,
+    MarkPrice,
+    OpenInterest,
+    OptionGreeks,
+    VolatilityIndex,
 )
 from services.simulator.walk import ChurnTable, SymbolMarket
 
@@ -35,13 +52,15 @@ class GeneratedSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     symbols: tuple[str, ...] = Field(default=DEFAULT_SYMBOLS, min_length=1, max_length=5000)
-    """Pairs to list, by the venue's upper-case name; any `BASEQUOTE` name will do."""
+    """Instruments to list, by the venue's own names."""
     seed: int = 1
     """Same seed, same market: a symbol's events depend on the seed and its name alone."""
     depth_rate: Annotated[float, Field(gt=0, le=2000)] = 10.0
     """Diff frames a second and symbol on the fast depth stream (the venue: 10)."""
     trade_rate: Annotated[float, Field(ge=0, le=10_000)] = 2.0
     """Taker orders a second and symbol; each makes one trade or more."""
+    slow_interval_ms: Annotated[int, Field(ge=100, le=10_000)] = 1000
+    """Between two frames of the slower diff stream (Binance spot: 1000, its futures: 250)."""
     changes_per_side: Annotated[int, Field(ge=0, le=500)] = 6
     """Levels that makers change a side and frame."""
     levels: Annotated[int, Field(ge=20, le=20_000)] = 1200
@@ -61,9 +80,7 @@ class GeneratedSettings(BaseModel):
 
     @field_validator("symbols")
     @classmethod
-    def _known_or_plausible(cls, symbols: tuple[str, ...]) -> tuple[str, ...]:
-        for symbol in symbols:
-            listed(symbol)
+    def _each_once(cls, symbols: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(symbols)) != len(symbols):
             raise ValueError("expected every symbol once")
         return symbols
@@ -81,50 +98,67 @@ class GeneratedMarket(Market):
         self,
         settings: GeneratedSettings | None = None,
         clock: Callable[[], float] = time.monotonic,
+        listing: Callable[[str], Listed] = listed,
     ) -> None:
+        """Make the market; `listing` (`VenueProtocol.listed`) says what a name stands for.
+
+        Raises:
+            ValueError: if the venue would have no instrument of one of the names.
+
+        """
         self.settings = settings or GeneratedSettings()
+        self.reference = False
+        """Whether `advance` also returns marks, funding, greeks and their like."""
         self._clock = clock
+        self._listing = listing
         start = self.settings.start_time_us
         self._start_us = int(time.time() * 1e6) if start is None else start
         self._now_us = self._start_us - int(self.settings.warmup_seconds * 1e6)
         self._state = MarketState.WAITING
         self._shifted_us = 0
         self._events = 0
-        table = ChurnTable.draw(self.settings.seed, self.settings.levels)
+        self._table = ChurnTable.draw(self.settings.seed, self.settings.levels)
         count = len(self.settings.symbols)
-        history = max(100, min(self.settings.history, self.settings.history_total // count))
-        self._markets = [
-            SymbolMarket(
-                listed(symbol),
-                self.settings.seed,
-                table,
-                self._now_us,
-                history,
-                self.settings.trades_kept,
-            )
-            for symbol in self.settings.symbols
-        ]
-        self._by_symbol = {market.spec.symbol: market for market in self._markets}
-        self._symbols = {market.spec.symbol: market.spec for market in self._markets}
+        self._history = max(100, min(self.settings.history, self.settings.history_total // count))
+        self._markets: list[SymbolMarket | None] = []
+        self._by_symbol: dict[str, SymbolMarket] = {}
+        self._expired: dict[str, SymbolMarket] = {}
+        self._symbols: dict[str, SymbolSpec] = {}
+        self._steps: list[int] = []
+        self._due: list[tuple[int, int, int]] = []
+        self._told: list[Event] = []
         self._step_us = max(
             1, round(1e6 / self.settings.depth_rate / self.settings.steps_per_frame)
         )
-        self._steps = [0] * count
-        self._due = self._schedule()
+        for symbol in self.settings.symbols:
+            self._add(listing(symbol))
+        self._derivatives = Derivatives(self.settings.seed, self._by_symbol)
         self.advance(self._start_us)
 
-    def _schedule(self) -> list[tuple[int, int, int]]:
-        due: list[tuple[int, int, int]] = []
-        for index, market in enumerate(self._markets):
-            # Symbols are spread over the interval, each by its own chance.
-            due.append((self._now_us + 1 + market.random.randrange(self._step_us), index, _STEP))
-            due.append((self._now_us + 1 + market.random.randrange(1_000_000), index, _SLOW))
-            due.append((self._now_us + 1 + market.random.randrange(1_000_000), index, _TICKER))
-            due.append((_next_candle(self._now_us), index, _CANDLE))
-            if self.settings.trade_rate:
-                due.append((self._now_us + self._pause(market), index, _TAKE))
-        heapq.heapify(due)
-        return due
+    def _add(self, listing: Listed) -> None:
+        market = SymbolMarket(
+            listing,
+            self.settings.seed,
+            self._table,
+            self._now_us,
+            self._history,
+            self.settings.trades_kept,
+            self.settings.slow_interval_ms,
+        )
+        index = len(self._markets)
+        self._markets.append(market)
+        self._steps.append(0)
+        self._by_symbol[market.spec.symbol] = market
+        self._symbols[market.spec.symbol] = market.spec
+        # Symbols are spread over the interval, each by its own chance.
+        chance, soon = market.random.randrange, self._now_us + 1
+        slow_us = self.settings.slow_interval_ms * 1000
+        heapq.heappush(self._due, (soon + chance(self._step_us), index, _STEP))
+        heapq.heappush(self._due, (soon + chance(slow_us), index, _SLOW))
+        heapq.heappush(self._due, (soon + chance(1_000_000), index, _TICKER))
+        heapq.heappush(self._due, (_next_candle(self._now_us), index, _CANDLE))
+        if self.settings.trade_rate:
+            heapq.heappush(self._due, (self._now_us + self._pause(market), index, _TAKE))
 
     def _pause(self, market: SymbolMarket) -> int:
         return 1 + int(market.random.expovariate(self.settings.trade_rate) * 1e6)
@@ -134,13 +168,17 @@ class GeneratedMarket(Market):
 
         Deterministic: how the time is cut into calls makes no difference to the events.
         """
-        out: list[Event] = []
+        out, self._told = self._told, []
         due = self._due
+        slow_us = self.settings.slow_interval_ms * 1000
         steps_per_frame = self.settings.steps_per_frame
         changes = self.settings.changes_per_side
-        while due[0][0] <= until_us:
+        while due and due[0][0] <= until_us:
             time_us, index, kind = due[0]
             market = self._markets[index]
+            if market is None:
+                heapq.heappop(due)
+                continue
             if kind == _STEP:
                 step = self._steps[index]
                 share = changes * (step + 1) // steps_per_frame - changes * step // steps_per_frame
@@ -156,10 +194,15 @@ class GeneratedMarket(Market):
                 again = time_us + self._pause(market)
             elif kind == _SLOW:
                 market.flush_slow(time_us, out)
-                again = time_us + 1_000_000
+                again = time_us + slow_us
             elif kind == _TICKER:
                 out.append(market.ticker(time_us))
+                if self.reference:
+                    out += self._derivatives.events(market, time_us)
                 again = time_us + 1_000_000
+                expiry = market.spec.expiry_us
+                if expiry is not None and time_us >= expiry:
+                    self._end(market.spec.symbol, time_us, out)
             else:
                 market.roll(time_us, out)
                 again = _next_candle(time_us)
@@ -180,24 +223,31 @@ class GeneratedMarket(Market):
                 self._shifted_us += lag
                 wall_us = self._now_us
             until = min(wall_us, self._now_us + _LONGEST_BATCH_US)
+            self.reference = sink.wants_reference()
             events = self.advance(until)
             if events:
                 sink.publish(events)
             if until < wall_us:
                 await asyncio.sleep(0)
                 continue
-            pause = (self._due[0][0] - origin_us) / 1e6 - self._clock()
+            next_us = self._due[0][0] if self._due else self._now_us + _LONGEST_BATCH_US
+            pause = (next_us - origin_us) / 1e6 - self._clock()
             await asyncio.sleep(max(_SHORTEST_SLEEP, pause))
 
     @property
     def symbols(self) -> Mapping[str, SymbolSpec]:
-        """The listed symbols by name."""
+        """The listed instruments by name."""
         return self._symbols
 
     @property
     def state(self) -> MarketState:
         """WAITING until the venue runs it, then RUNNING."""
         return self._state
+
+    @property
+    def time_us(self) -> int:
+        """Market time, microseconds since the epoch."""
+        return self._now_us
 
     @property
     def now_us(self) -> int:
@@ -218,19 +268,23 @@ class GeneratedMarket(Market):
         """Return the first update id of the next frame of the slower diff stream."""
         return self._market(symbol).pending_id
 
+    def frame_id(self, symbol: str, interval_ms: int = 100) -> int:
+        """Return the id at which the newest frame of the diff stream ended."""
+        return self._market(symbol).frame_id(interval_ms)
+
     def book(self, symbol: str, depth: int | None = None) -> BookState:
         """Return the book now."""
         return self._market(symbol).book.state(depth)
 
     def book_at(self, symbol: str, update_id: int, depth: int | None = None) -> BookState:
         """Return the exact book after any update id within the history."""
-        return self._market(symbol).book.at(update_id, depth)
+        return self._known(symbol).book.at(update_id, depth)
 
     async def true_book(
         self, symbol: str, update_id: int, depth: int | None = None, timeout_seconds: float = 10.0
     ) -> BookState:
         """As `book_at`, waiting for an id that is still ahead."""
-        book = self._market(symbol).book
+        book = self._known(symbol).book
         await book.wait_for(update_id, timeout_seconds)
         return book.at(update_id, depth)
 
@@ -243,6 +297,119 @@ class GeneratedMarket(Market):
         """Return the last `limit` trades, oldest first."""
         trades = self._market(symbol).trades
         return [trades[i] for i in range(max(0, len(trades) - limit), len(trades))]
+
+    def ticker(self, symbol: str) -> Ticker:
+        """Return the rolling statistics of the last day."""
+        return self._market(symbol).ticker(self._now_us)
+
+    def candles(self, symbol: str, count: int) -> list[Candle]:
+        """Return the last `count` one-minute candles, the running one last."""
+        bars = self._market(symbol).day.bars(count)
+        return [bar.candle(symbol, self._now_us, closed=bar is not bars[-1]) for bar in bars]
+
+    def mark_price(self, symbol: str) -> MarkPrice:
+        """Return the mark price now."""
+        return self._derivatives.mark(self._derivative(symbol), self._now_us)
+
+    def funding_rate(self, symbol: str) -> FundingRate:
+        """Return the funding rate of a perpetual now."""
+        market = self._derivative(symbol, InstrumentKind.PERPETUAL)
+        return self._derivatives.funding(market, self._now_us)
+
+    def open_interest(self, symbol: str) -> OpenInterest:
+        """Return the open interest of a derivative now."""
+        return self._derivatives.open_interest(self._derivative(symbol), self._now_us)
+
+    def greeks(self, symbol: str) -> OptionGreeks:
+        """Return the greeks of an option now."""
+        market = self._derivative(symbol, InstrumentKind.OPTION)
+        return self._derivatives.greeks(market, self._now_us)
+
+    @property
+    def indices(self) -> Collection[str]:
+        """Names of the indices that the listed instruments follow."""
+        return list(self._derivatives.indices)
+
+    def index_price(self, name: str) -> IndexPrice:
+        """Return the price of an index now."""
+        self._check_index(name)
+        return self._derivatives.index(name, self._now_us)
+
+    def volatility_index(self, name: str) -> VolatilityIndex:
+        """Return the volatility index that goes with an index of that name."""
+        self._check_index(name)
+        return self._derivatives.volatility(name, self._now_us)
+
+    def long_short(
+        self, symbol: str, kind: LongShortKind, interval_us: int, count: int
+    ) -> list[LongShortRatio]:
+        """Return the ratios of the last `count` intervals, oldest first."""
+        self._derivative(symbol)
+        return self._derivatives.long_short(symbol, kind, self._now_us, interval_us, count)
+
+    def liquidations(self, symbol: str, limit: int) -> list[Liquidation]:
+        """Return the last `limit` liquidations, oldest first."""
+        known = self._derivative(symbol).liquidations
+        return [known[i] for i in range(max(0, len(known) - limit), len(known))]
+
+    def _known(self, symbol: str) -> SymbolMarket:
+        return self._expired[symbol] if symbol in self._expired else self._market(symbol)
+
+    def _derivative(self, symbol: str, kind: InstrumentKind | None = None) -> SymbolMarket:
+        market = self._market(symbol)
+        have = market.spec.kind
+        if have is InstrumentKind.SPOT or kind not in (None, have):
+            wanted = "a derivative" if kind is None else f"of kind {kind.value}"
+            raise NotOfferedError(f"{symbol}: expected {wanted}, it is of kind {have.value}")
+        return market
+
+    def _check_index(self, name: str) -> None:
+        if name not in self._derivatives.indices:
+            raise UnknownSymbolError(name, self.indices)
+
+    def list_instrument(self, listing: Listed) -> None:
+        """Begin trading an instrument."""
+        symbol = listing.spec.symbol
+        if symbol in self._by_symbol:
+            raise NotOfferedError(f"{symbol} is listed already")
+        self._expired.pop(symbol, None)
+        self._add(listing)
+        self._derivatives.relisted()
+        self._told.append(
+            InstrumentChange(symbol, self._now_us, InstrumentEvent.LISTED, listing.spec)
+        )
+
+    def expire(self, symbol: str) -> None:
+        """End trading an instrument; its book stays known to `book_at`."""
+        self._market(symbol)
+        self._end(symbol, self._now_us, self._told)
+
+    def _end(self, symbol: str, time_us: int, out: list[Event]) -> None:
+        market = self._by_symbol.pop(symbol)
+        market.flush(time_us, out)
+        market.flush_slow(time_us, out)
+        self._expired[symbol] = market
+        self._markets[self._markets.index(market)] = None
+        del self._symbols[symbol]
+        self._derivatives.relisted()
+        out.append(InstrumentChange(symbol, time_us, InstrumentEvent.EXPIRED, market.spec))
+
+    def change_tick(self, symbol: str, tick: int) -> None:
+        """Change the price step; levels off the new grid are removed."""
+        if tick <= 0:
+            raise NotOfferedError(f"{symbol}: expected a tick above 0, got {tick}")
+        market = self._market(symbol)
+        market.change_tick(tick, self._told)
+        self._symbols[symbol] = market.spec
+        self._told.append(InstrumentChange(symbol, self._now_us, InstrumentEvent.TICK, market.spec))
+
+    def reset_sequence(self, symbol: str, *, chained: bool) -> None:
+        """Begin the book's ids again, lower."""
+        self._market(symbol).renumber(self._now_us, self._told, chained=chained)
+
+    def skip_ids(self, symbol: str, count: int) -> None:
+        """Leave out ids without any change of the book."""
+        self._market(symbol).skip(self._now_us, count, self._told)
 
     def exchange_info(self) -> bytes | None:
         """None: the protocol writes the listing from `symbols`."""
@@ -266,7 +433,7 @@ class GeneratedMarket(Market):
                     "trades": market.next_trade_id - market.first_trade_id,
                     "last_trade_id": market.next_trade_id - 1,
                 }
-                for market in self._markets
+                for market in self._by_symbol.values()
             },
         }
 

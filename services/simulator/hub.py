@@ -2,10 +2,10 @@
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
-from services.simulator.connection import Connection, Variant, websocket_frame
+from services.simulator.connection import Connection, websocket_frame
 from services.simulator.faults import FaultKind, FaultSet, corrupted, in_scope, stream_matches
 from services.simulator.market import Event, Market
 from services.simulator.protocol import VenueProtocol
@@ -51,6 +51,7 @@ class Hub:
         self._backpressure = backpressure_bytes
         self._subscribers: dict[str, list[Connection]] = {}
         self._any = asyncio.Event()
+        self._reference_streams = 0
         self._reordered: dict[tuple[Connection, str], list[bytes]] = {}
 
     def add(self, connection: Connection) -> None:
@@ -64,36 +65,55 @@ class Hub:
         self.connections.pop(connection.name, None)
         connection.forget()
 
-    def subscribe(self, connection: Connection, stream: str) -> None:
-        """Subscribe; a silence fault in scope makes it look so and nothing more."""
+    def subscribe(self, connection: Connection, stream: str, *, mute: bool = False) -> bool:
+        """Subscribe; whether anything will be sent.
+
+        A silence fault in scope makes it look so and nothing more; so does `mute`, for venues
+        which acknowledge what they will never send.
+        """
         if stream in connection.streams:
-            return
+            return connection.streams[stream]
         symbol = self._protocol.symbol_of(stream)
-        silent = self._faults.first(
+        live = not mute and not self._faults.first(
             FaultKind.SILENCE, symbol=symbol, stream=stream, connection=connection.name
         )
-        connection.streams[stream] = silent is None
-        if silent is not None:
-            return
+        connection.streams[stream] = live
+        if not live:
+            return False
         if symbol and symbol in self._market.symbols and self._protocol.is_depth(stream):
             connection.first_ids.setdefault(symbol, self._market.pending_id(symbol))
         self._subscribers.setdefault(stream, []).append(connection)
+        self._reference_streams += self._protocol.is_reference(stream)
         self._any.set()
+        return True
 
-    def unsubscribe(self, connection: Connection, stream: str) -> None:
-        """End a subscription; one that does not exist is no error at the venue either."""
+    def unsubscribe(self, connection: Connection, stream: str) -> bool:
+        """End a subscription; whether there was one."""
+        known = stream in connection.streams
         live = connection.streams.pop(stream, False)
         self._reordered.pop((connection, stream), None)
         symbol = self._protocol.symbol_of(stream)
         if symbol is not None and self._protocol.is_depth(stream):
             connection.first_ids.pop(symbol, None)
         if live:
+            self._reference_streams -= self._protocol.is_reference(stream)
             left = self._subscribers[stream]
             left.remove(connection)
             if not left:
                 del self._subscribers[stream]
                 if not self._subscribers:
                     self._any.clear()
+        return known
+
+    def wants_reference(self) -> bool:
+        """Whether any live subscription is to marks, funding, greeks, listings and their like."""
+        return self._reference_streams > 0
+
+    def renumbered(self, symbol: str) -> None:
+        """Note that the ids of a symbol began again."""
+        for connection in self.connections.values():
+            if symbol in connection.first_ids:
+                connection.first_ids[symbol] = self._market.pending_id(symbol)
 
     def subscribed(self, stream: str) -> bool:
         """Whether any connection holds a live subscription to the stream."""
@@ -127,33 +147,55 @@ class Hub:
         protocol, subscribers = self._protocol, self._subscribers
         touched: dict[Connection, None] = {}
         for event in events:
-            stream = protocol.stream_of(event)
-            connections = subscribers.get(stream)
-            if connections is None:
-                continue
-            payload = protocol.encode(event)
-            if self._faults.on_frames or self._reordered:
-                sent = self._send_faulted(event, stream, payload, connections, touched)
-            else:
-                sent = False
-                by_variant: dict[Variant, bytes] = {}
-                for connection in connections:
-                    variant = connection.variant
-                    frame = by_variant.get(variant)
-                    if frame is None:
-                        frame = websocket_frame(protocol.frame(event, stream, payload, variant))
-                        by_variant[variant] = frame
-                    if connection.queue(frame):
-                        sent = True
-                        self.deliveries += 1
-                        touched[connection] = None
-            if sent:
-                self.frames[stream] += 1
-                event_id = protocol.event_id(event)
-                if event_id is not None:
-                    self._note_sent(stream, event_id)
+            for stream in protocol.streams_of(event):
+                connections = subscribers.get(stream)
+                if connections is not None:
+                    self._send(event, stream, connections, touched)
         for connection in touched:
             self.flush(connection)
+
+    def _send(
+        self,
+        event: Event,
+        stream: str,
+        connections: list[Connection],
+        touched: dict[Connection, None],
+    ) -> None:
+        protocol = self._protocol
+        payload = protocol.encode(event, stream)
+        if payload is None:
+            return
+        sent = False
+        if self._faults.on_frames or self._reordered:
+            texts = {
+                connection: protocol.frame(event, stream, payload, connection.variant)
+                for connection in connections
+            }
+            sent = self._send_faulted(event.symbol, stream, texts, touched)
+        else:
+            by_variant: dict[Hashable, bytes] = {}
+            for connection in connections:
+                variant = connection.variant
+                frame = by_variant.get(variant)
+                if frame is None:
+                    frame = websocket_frame(protocol.frame(event, stream, payload, variant))
+                    by_variant[variant] = frame
+                if connection.queue(frame):
+                    sent = True
+                    self.deliveries += 1
+                    touched[connection] = None
+        if sent:
+            self.frames[stream] += 1
+            event_id = protocol.event_id(event)
+            if event_id is not None:
+                self._note_sent(stream, event_id)
+
+    def reply(self, connection: Connection, text: bytes, stream: str, symbol: str) -> None:
+        """Queue a frame for one connection, which faults on frames may hit."""
+        if not (self._faults.on_frames or self._reordered):
+            connection.queue(websocket_frame(text))
+        else:
+            self._send_faulted(symbol, stream, {connection: text}, {})
 
     def flush(self, connection: Connection) -> None:
         """Write what is queued for one connection; counts it when it is too slow."""
@@ -169,17 +211,12 @@ class Hub:
 
     def _send_faulted(
         self,
-        event: Event,
+        symbol: str,
         stream: str,
-        payload: bytes,
-        connections: list[Connection],
+        texts: dict[Connection, bytes],
         touched: dict[Connection, None],
     ) -> bool:
-        symbol = event.symbol
-        texts = {
-            connection: self._protocol.frame(event, stream, payload, connection.variant)
-            for connection in connections
-        }
+        connections = list(texts)
         frames = {connection: [websocket_frame(text)] for connection, text in texts.items()}
         swapped: set[Connection] = set()
         for fault in list(self._faults.on_frames):
@@ -188,6 +225,8 @@ class Hub:
             if spec.kind is FaultKind.REORDER:
                 # A frame that is to overtake another one cannot itself be held back.
                 targets = [c for c in targets if (c, stream) not in self._reordered]
+            if spec.kind is FaultKind.WRONG_CHECKSUM and not self._protocol.is_depth(stream):
+                continue
             if not targets or not in_scope(spec, symbol, stream) or not self._faults.fires(fault):
                 continue
             for connection in targets:
@@ -197,6 +236,9 @@ class Hub:
                     frames[connection] = frames[connection] * 2
                 elif spec.kind is FaultKind.CORRUPT:
                     frames[connection] = [websocket_frame(*corrupted(texts[connection], spec.mode))]
+                elif spec.kind is FaultKind.WRONG_CHECKSUM:
+                    wrong = self._protocol.wrong_checksum(texts[connection])
+                    frames[connection] = [websocket_frame(wrong)]
                 elif spec.kind is FaultKind.DELAY:
                     connection.flush()
                     connection.hold(spec.seconds)

@@ -3,10 +3,9 @@
 import random
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from services.simulator.fixed import to_units
-from services.simulator.market import SymbolSpec
+from services.simulator.instrument import Listed, SymbolSpec
 
 __all__ = ["DEFAULT_SYMBOLS", "Listed", "listed", "more_symbols", "split_symbol"]
 
@@ -26,17 +25,6 @@ _QUOTES = (
     "JPY",
     "USD",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """A pair with what the generator needs to make a plausible market of it."""
-
-    spec: SymbolSpec
-    price: int
-    """Where the price begins and tends back to, units of 1e-8."""
-    quantity: int
-    """A usual size of a level, units of 1e-8."""
 
 
 def _listed(base: str, quote: str, tick: str, lot: str, price: str, quantity: str) -> Listed:
@@ -65,7 +53,7 @@ _KNOWN = {
 DEFAULT_SYMBOLS = ("BTCUSDT", "ETHUSDT", "SOLUSDT", "BNBUSDT", "XRPUSDT")
 """What a generated market lists when nothing else is asked for."""
 
-_NAME = re.compile(r"^[A-Z0-9]{2,20}$")
+_NAME = re.compile(r"^[^\W_a-z]{2,40}$")
 
 
 def split_symbol(symbol: str) -> tuple[str, str]:
@@ -85,14 +73,14 @@ def listed(symbol: str) -> Listed:
     What is made up depends on the name alone, never on a seed or on other symbols.
 
     Raises:
-        ValueError: if the name is not 5 to 20 upper-case letters and digits.
+        ValueError: if the name is not 5 to 40 upper-case letters and digits of any script.
 
     """
     if known := _KNOWN.get(symbol):
         return known
-    if not _NAME.match(symbol) or len(symbol) < 5:
+    if not _NAME.match(symbol) or len(symbol) < 5 or symbol != symbol.upper():
         raise ValueError(
-            f"expected a symbol of 5 to 20 upper-case letters and digits such as BTCUSDT, "
+            f"expected a symbol of 5 to 40 upper-case letters and digits such as BTCUSDT, "
             f"got {symbol!r}"
         )
     base, quote = split_symbol(symbol)

@@ -6,12 +6,26 @@ integers in units of 1e-8 (see `fixed`), times are integers in microseconds sinc
 
 import enum
 import hashlib
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from services.simulator.fixed import canonical
+from services.simulator.instrument import Listed, SymbolSpec
+from services.simulator.reference import (
+    FundingRate,
+    IndexPrice,
+    InstrumentChange,
+    Liquidation,
+    LongShortKind,
+    LongShortRatio,
+    MarkPrice,
+    OpenInterest,
+    OptionGreeks,
+    VolatilityIndex,
+)
 
 __all__ = [
     "AggregateTrade",
@@ -23,6 +37,7 @@ __all__ = [
     "Levels",
     "Market",
     "MarketState",
+    "NotOfferedError",
     "RawFrame",
     "Sink",
     "SymbolSpec",
@@ -57,20 +72,8 @@ class UpdateIdUnavailableError(LookupError):
         super().__init__(f"{symbol} at update id {update_id}: {why}")
 
 
-@dataclass(frozen=True, slots=True)
-class SymbolSpec:
-    """One listed pair."""
-
-    symbol: str
-    """The venue's own name, upper case."""
-    base: str
-    """Base asset."""
-    quote: str
-    """Quote asset."""
-    tick: int
-    """Price step, units of 1e-8."""
-    lot: int
-    """Quantity step, units of 1e-8."""
+class NotOfferedError(LookupError):
+    """Something that this market does not have or cannot do; the text says what and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +112,16 @@ class DepthUpdate(NamedTuple):
 
     symbol: str
     interval_ms: int
-    """Nominal interval of the stream it belongs to: 100 or 1000."""
+    """Nominal interval of the stream it belongs to: 100, or that of the slower one."""
     time_us: int
     first_id: int
     last_id: int
     bids: Levels
     """Best first; quantity 0 removes the level."""
     asks: Levels
+    previous_id: int = -1
+    """`last_id` of the stream's frame before: `first_id` - 1 but for a gap in the ids, and above
+    `last_id` after a chained reset of the sequence. -1 where it is not known."""
 
 
 class BestPrices(NamedTuple):
@@ -138,6 +144,8 @@ class Trade(NamedTuple):
     price: int
     quantity: int
     buyer_is_maker: bool
+    liquidation: bool = False
+    """Whether the taker was liquidated."""
 
 
 class AggregateTrade(NamedTuple):
@@ -212,7 +220,23 @@ class RawFrame(NamedTuple):
     """Trade id, aggregate trade id or last update id; -1 where the stream has none."""
 
 
-Event = DepthUpdate | BestPrices | Trade | AggregateTrade | Candle | Ticker | RawFrame
+Event = (
+    DepthUpdate
+    | BestPrices
+    | Trade
+    | AggregateTrade
+    | Candle
+    | Ticker
+    | RawFrame
+    | MarkPrice
+    | IndexPrice
+    | FundingRate
+    | OpenInterest
+    | Liquidation
+    | OptionGreeks
+    | VolatilityIndex
+    | InstrumentChange
+)
 
 
 class MarketState(enum.StrEnum):
@@ -241,6 +265,9 @@ class Sink(Protocol):
     def subscribed(self, stream: str) -> bool:
         """Whether any connection holds a live subscription to the stream."""
 
+    def wants_reference(self) -> bool:
+        """Whether any connection holds a live subscription that is not to a book or to trades."""
+
 
 class Market(ABC):
     """A source of market events which can be asked for its true book."""
@@ -248,12 +275,17 @@ class Market(ABC):
     @property
     @abstractmethod
     def symbols(self) -> Mapping[str, SymbolSpec]:
-        """The listed symbols by the venue's own upper-case name."""
+        """The listed instruments by the venue's own name."""
 
     @property
     @abstractmethod
     def state(self) -> MarketState:
         """Where the source is in its life."""
+
+    @property
+    def time_us(self) -> int:
+        """The market's time, microseconds since the epoch."""
+        return time.time_ns() // 1000
 
     @abstractmethod
     def update_id(self, symbol: str) -> int:
@@ -267,6 +299,17 @@ class Market(ABC):
     @abstractmethod
     def pending_id(self, symbol: str) -> int:
         """Return the first update id of the next diff frame: what a new subscriber begins with.
+
+        Raises:
+            UnknownSymbolError: for an unlisted symbol.
+
+        """
+
+    @abstractmethod
+    def frame_id(self, symbol: str, interval_ms: int = 100) -> int:
+        """Return the id at which the newest frame of the diff stream ended.
+
+        A book at that id is continued by the stream's next frame.
 
         Raises:
             UnknownSymbolError: for an unlisted symbol.
@@ -329,6 +372,98 @@ class Market(ABC):
 
     def snapshot_requested(self, symbol: str) -> None:  # noqa: B027 - only captures care
         """Note that a client fetched the symbol's book over REST."""
+
+    def ticker(self, symbol: str) -> Ticker:
+        """Return the rolling statistics of the last day.
+
+        Raises:
+            UnknownSymbolError: for an unlisted symbol.
+            NotOfferedError: where the source does not know them.
+
+        """
+        raise self._not_offered("the ticker", symbol)
+
+    def candles(self, symbol: str, count: int) -> list[Candle]:
+        """Return the last `count` one-minute candles, the running one last; raises as `ticker`."""
+        raise self._not_offered("candles", symbol)
+
+    def mark_price(self, symbol: str) -> MarkPrice:
+        """Return the mark price now; raises as `ticker`."""
+        raise self._not_offered("the mark price", symbol)
+
+    def funding_rate(self, symbol: str) -> FundingRate:
+        """Return the funding rate of a perpetual now; raises as `ticker`."""
+        raise self._not_offered("the funding rate", symbol)
+
+    def open_interest(self, symbol: str) -> OpenInterest:
+        """Return the open interest of a derivative now; raises as `ticker`."""
+        raise self._not_offered("the open interest", symbol)
+
+    def greeks(self, symbol: str) -> OptionGreeks:
+        """Return the greeks of an option now; raises as `ticker`."""
+        raise self._not_offered("greeks", symbol)
+
+    @property
+    def indices(self) -> Collection[str]:
+        """Names of the indices whose price is known."""
+        return ()
+
+    def index_price(self, name: str) -> IndexPrice:
+        """Return the price of an index now; raises as `ticker`."""
+        raise self._not_offered("the index", name)
+
+    def volatility_index(self, name: str) -> VolatilityIndex:
+        """Return the volatility index that goes with an index of that name; raises as `ticker`."""
+        raise self._not_offered("the volatility index", name)
+
+    def long_short(
+        self, symbol: str, kind: LongShortKind, interval_us: int, count: int
+    ) -> list[LongShortRatio]:
+        """Return the ratios of the last `count` intervals, oldest first; raises as `ticker`."""
+        raise self._not_offered("long/short ratios", symbol)
+
+    def liquidations(self, symbol: str, limit: int) -> list[Liquidation]:
+        """Return the last `limit` liquidations, oldest first; raises as `ticker`."""
+        raise self._not_offered("liquidations", symbol)
+
+    def list_instrument(self, listing: Listed) -> None:
+        """Begin trading an instrument; `InstrumentChange` tells it.
+
+        Raises:
+            NotOfferedError: when it is listed already, or the source is a capture.
+
+        """
+        raise self._not_offered("listing while running", listing.spec.symbol)
+
+    def expire(self, symbol: str) -> None:
+        """End trading an instrument; its book stays known to `book_at`.
+
+        Raises:
+            UnknownSymbolError: for an unlisted symbol.
+            NotOfferedError: when the source is a capture.
+
+        """
+        raise self._not_offered("expiry while running", symbol)
+
+    def change_tick(self, symbol: str, tick: int) -> None:
+        """Change the price step; levels off the new grid are removed. Raises as `expire`."""
+        raise self._not_offered("a change of the tick size", symbol)
+
+    def reset_sequence(self, symbol: str, *, chained: bool) -> None:
+        """Begin the book's ids again, lower; `chained` lets the next frame name the old last id.
+
+        Raises as `expire`.
+        """
+        raise self._not_offered("a reset of the sequence", symbol)
+
+    def skip_ids(self, symbol: str, count: int) -> None:
+        """Leave out ids without any change of the book. Raises as `expire`."""
+        raise self._not_offered("a gap in the ids", symbol)
+
+    def _not_offered(self, what: str, symbol: str) -> Exception:
+        if symbol in self.symbols or symbol in self.indices:
+            return NotOfferedError(f"{what} of {symbol}: this market does not offer it")
+        return UnknownSymbolError(symbol, self.symbols)
 
     @abstractmethod
     def stats(self) -> dict[str, object]:

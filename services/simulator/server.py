@@ -6,64 +6,29 @@ import itertools
 import logging
 import time
 from collections import Counter
+from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Annotated, cast
+from typing import cast
 
 from aiohttp import WSMsgType, web
-from pydantic import BaseModel, ConfigDict, Field
 
 from services.simulator.binance import BinanceSpot
 from services.simulator.connection import Connection, websocket_frame
 from services.simulator.control import control_routes
 from services.simulator.faults import Fault, FaultError, FaultKind, FaultSet, FaultSpec
 from services.simulator.hub import Hub
+from services.simulator.keeper import Keeper
 from services.simulator.limits import MessageRate, WeightPool
-from services.simulator.market import Market, UnknownSymbolError
-from services.simulator.protocol import BadHandshakeError, VenueProtocol
+from services.simulator.market import BookState, Market, NotOfferedError, UnknownSymbolError
+from services.simulator.protocol import BadHandshakeError, Reply, VenueProtocol
+from services.simulator.rest_trouble import RestTrouble, rest_trouble
+from services.simulator.settings import VenueSettings
 
 __all__ = ["SimulatedVenue", "VenueSettings"]
 
 _log = logging.getLogger(__name__)
 
 _LONGEST_URL = 64 * 1024  # a thousand streams in one URL
-
-_Positive = Annotated[float, Field(gt=0)]
-_AtLeastOne = Annotated[int, Field(ge=1)]
-
-
-class VenueSettings(BaseModel):
-    """The venue's limits and timings; the defaults are Binance spot's own."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    ping_interval_seconds: _Positive = 20.0
-    """Between the server's ping frames."""
-    pong_timeout_seconds: _Positive = 60.0
-    """Without a pong this long after a ping, the connection is ended."""
-    connection_life_seconds: _Positive = 86_400.0
-    """A connection's longest life."""
-    shutdown_notice_seconds: Annotated[float, Field(ge=0)] = 600.0
-    """The shutdown event comes this long before the end of life."""
-    max_streams: _AtLeastOne = 1024
-    """Streams a connection may subscribe to."""
-    inbound_per_second: _AtLeastOne = 5
-    """Messages, pings and pongs that a client may send a second; one more ends the connection."""
-    connects_per_five_minutes: _AtLeastOne = 300
-    """WebSocket connections that may be opened in five minutes."""
-    weight_limit: _AtLeastOne = 6000
-    """REST request weight a minute."""
-    ban_after: _AtLeastOne = 20
-    """Requests refused with 429 within a minute that are put up with before the ban."""
-    ban_seconds: _Positive = 120.0
-    """Length of the first ban; each further one is twice as long."""
-    max_send_buffer_bytes: _AtLeastOne = 8 * 1024 * 1024
-    """Unsent bytes at which a slow client is disconnected."""
-    backpressure_bytes: _AtLeastOne = 256 * 1024
-    """Unsent bytes at which a capture played as fast as possible waits for the client."""
-    sent_ids_kept: _AtLeastOne = 200_000
-    """Newest trade ids kept a stream, of those that were sent."""
-    fault_seed: int = 0
-    """Seed of the chance in faults with a probability."""
 
 
 class SimulatedVenue:
@@ -77,10 +42,18 @@ class SimulatedVenue:
         settings: VenueSettings | None = None,
         protocol: VenueProtocol | None = None,
     ) -> None:
-        """`port` 0 takes a free one; `protocol` is Binance spot unless another is given."""
+        """`port` 0 takes a free one; `protocol` is Binance spot unless another is given.
+
+        `settings` must be of the protocol's `settings_type`, which is also the default.
+        """
         self.market = market
-        self.settings = settings or VenueSettings()
         self.protocol = protocol or BinanceSpot()
+        self.settings = settings or self.protocol.settings_type()
+        if not isinstance(self.settings, self.protocol.settings_type):
+            raise TypeError(
+                f"settings: expected {self.protocol.settings_type.__name__} for "
+                f"{self.protocol.name}, got {type(self.settings).__name__}"
+            )
         self.faults = FaultSet(self.settings.fault_seed)
         self.hub = Hub(
             self.protocol,
@@ -97,7 +70,16 @@ class SimulatedVenue:
         self.counters: Counter[str] = Counter()
         """Connections opened, refused and ended by reason; REST requests by path."""
         self._numbers = itertools.count(1)
-        self._connects = MessageRate(self.settings.connects_per_five_minutes, 300.0)
+        self.maintenance_until = 0.0
+        """Monotonic time until which the venue is closed."""
+        self._connects = [
+            MessageRate(limit, seconds)
+            for limit, seconds in (
+                (self.settings.connects_per_second, 1.0),
+                (self.settings.connects_per_five_minutes, 300.0),
+            )
+            if limit is not None
+        ]
         self._runner: web.AppRunner | None = None
         self._playing: asyncio.Task[None] | None = None
         self._started = 0.0
@@ -199,27 +181,131 @@ class SimulatedVenue:
             names = ", ".join(self.hub.connections) or "none, for none is open"
             raise FaultError(f"connection: expected one of {names}, got {spec.connection!r}")
         fault = self.faults.add(spec)
-        at_once = spec.kind is FaultKind.SHUTDOWN or (
-            spec.kind is FaultKind.CUT and spec.when == "now"
-        )
-        if at_once:
-            for connection in self.hub.in_scope(spec.symbol, spec.stream, spec.connection):
-                if not self.faults.fires(fault):
-                    continue
-                if spec.kind is FaultKind.SHUTDOWN:
-                    self._announce_shutdown(connection)
-                    asyncio.get_running_loop().call_later(
-                        spec.seconds, connection.close, 1001, "server shutdown"
-                    )
-                else:
-                    self.hub.cut(connection, spec.code, abort=spec.abort)
+        if spec.kind is FaultKind.SHUTDOWN or (spec.kind is FaultKind.CUT and spec.when == "now"):
+            self._end_connections(fault)
+        elif spec.kind is FaultKind.MAINTENANCE and self.faults.fires(fault):
+            self._begin_maintenance(spec)
+        elif spec.kind in (FaultKind.SEQUENCE_RESET, FaultKind.GAP):
+            self._disturb_ids(fault)
         return fault
 
-    def _announce_shutdown(self, connection: Connection) -> None:
-        connection.queue(websocket_frame(self.protocol.shutdown_event(time.time_ns() // 1000)))
+    def _end_connections(self, fault: Fault) -> None:
+        spec = fault.spec
+        for connection in self.hub.in_scope(spec.symbol, spec.stream, spec.connection):
+            if not self.faults.fires(fault):
+                continue
+            if spec.kind is FaultKind.SHUTDOWN:
+                self.announce(connection, self.protocol.shutdown_event)
+                asyncio.get_running_loop().call_later(
+                    spec.seconds, connection.close, 1001, "server shutdown"
+                )
+            else:
+                self.hub.cut(connection, spec.code, abort=spec.abort)
+
+    def _begin_maintenance(self, spec: FaultSpec) -> None:
+        for connection in self.hub.connections.values():
+            self.announce(connection, self.protocol.maintenance_event)
+
+        def close() -> None:
+            self.maintenance_until = time.monotonic() + spec.seconds
+            for connection in list(self.hub.connections.values()):
+                connection.close(1001, "maintenance")
+
+        if spec.notice:
+            asyncio.get_running_loop().call_later(spec.notice, close)
+        else:
+            close()
+
+    def _disturb_ids(self, fault: Fault) -> None:
+        spec = fault.spec
+        symbols = list(self.market.symbols) if spec.symbol is None else [spec.symbol]
+        try:
+            for symbol in symbols:
+                if spec.kind is FaultKind.GAP:
+                    self.market.skip_ids(symbol, spec.ids)
+                else:
+                    self.market.reset_sequence(symbol, chained=self.protocol.resets_chain)
+                    self.hub.renumbered(symbol)
+        except NotOfferedError as error:
+            self.faults.remove(fault.id)
+            raise FaultError(str(error)) from error
+        self.faults.happened(fault)
+
+    def announce(self, connection: Connection, event: Callable[[int], bytes | None]) -> None:
+        """Send a notice of the protocol's (its shutdown or maintenance event) at once."""
+        text = event(time.time_ns() // 1000)
+        if text is not None:
+            self.send(connection, text)
+
+    def send(self, connection: Connection, text: bytes) -> None:
+        """Send a frame to one connection at once; faults on frames do not touch it."""
+        connection.queue(websocket_frame(text))
         self.hub.flush(connection)
 
+    def subscribe(self, connection: Connection, stream: str, *, mute: bool = False) -> bool:
+        """Subscribe a connection; whether anything will be sent (see `Hub.subscribe`)."""
+        return self.hub.subscribe(connection, stream, mute=mute)
+
+    def unsubscribe(self, connection: Connection, stream: str) -> bool:
+        """End a subscription; whether there was one."""
+        return self.hub.unsubscribe(connection, stream)
+
+    def subscription_refused(self, connection: Connection, stream: str) -> bool:
+        """Whether a fault makes the venue refuse this subscription; ask once for each."""
+        fault = self.faults.first(
+            FaultKind.REFUSE_SUBSCRIPTION,
+            symbol=self.protocol.symbol_of(stream),
+            stream=stream,
+            connection=connection.name,
+        )
+        return fault is not None
+
+    def heartbeat_refused(self, connection: Connection) -> bool:
+        """Whether a fault leaves this ping of the client unanswered; ask once for each."""
+        return self.faults.first(FaultKind.HEARTBEAT, connection=connection.name) is not None
+
+    def rest_book(self, symbol: str, depth: int | None, path: str | None = None) -> BookState:
+        """Return the book as REST answers it: the newest, or an old one by a stale snapshot fault.
+
+        Raises:
+            UnknownSymbolError: for an unlisted symbol.
+
+        """
+        self.market.snapshot_requested(symbol)
+        stale = self.faults.first(FaultKind.STALE_SNAPSHOT, symbol=symbol, path=path)
+        if stale is None:
+            return self.market.book(symbol, depth).top(depth)
+        behind = stale.spec.behind
+        if behind is not None:
+            before = self.market.update_id(symbol) - behind + 1
+        else:
+            before = self.hub.stale_before(symbol)
+        return self.market.stale_book(symbol, before).top(depth)
+
+    def stale_snapshot(self, symbol: str) -> BookState | None:
+        """Return the old book that a fault puts in place of a snapshot on a stream, else None.
+
+        Raises:
+            UnknownSymbolError: for an unlisted symbol.
+
+        """
+        stale = self.faults.first(FaultKind.STALE_SNAPSHOT, symbol=symbol)
+        if stale is None:
+            return None
+        before = self.market.frame_id(symbol) - (stale.spec.behind or 1) + 1
+        return self.market.stale_book(symbol, before)
+
+    async def rest_trouble(self, path: str, symbol: str | None = None) -> RestTrouble | None:
+        """Return why a REST request is to be turned away, None when it may be answered.
+
+        Waits where a fault makes REST slow. The venue's own request limits are the protocol's.
+        """
+        return await rest_trouble(self, path, symbol)
+
     async def _websocket(self, request: web.Request) -> web.StreamResponse:
+        if time.monotonic() < self.maintenance_until:
+            self.counters["connections refused"] += 1
+            return web.Response(status=503, text="maintenance")
         refusal = self.faults.first(FaultKind.REFUSE)
         if refusal is not None:
             self.counters["connections refused"] += 1
@@ -236,10 +322,14 @@ class SimulatedVenue:
             return web.Response(
                 status=400, text=f"more than {self.settings.max_streams} streams: {len(streams)}"
             )
-        if not self._connects.allow():
+        most = self.settings.max_connections
+        if most is not None and len(self.hub.connections) >= most:
+            self.counters["connections refused"] += 1
+            return web.Response(status=429, text=f"more than {most} connections")
+        if not all(rate.allow() for rate in self._connects):
             self.counters["connections refused"] += 1
             return web.Response(
-                status=429, text="too many connections", headers={"Retry-After": "300"}
+                status=429, text="too many connections", headers={"Retry-After": "1"}
             )
         socket = web.WebSocketResponse(
             autoping=False, compress=False, timeout=2.0, max_msg_size=64 * 1024
@@ -258,14 +348,16 @@ class SimulatedVenue:
         self.counters["connections opened"] += 1
         self.hub.add(connection)
         keeper = asyncio.create_task(
-            _Keeper(self, connection, socket).run(), name=f"keeper {connection.name}"
+            Keeper(self, connection, socket).run(), name=f"keeper {connection.name}"
         )
         try:
+            self._answer(connection, self.protocol.opened(self, connection))
             for stream in streams:
                 self.hub.subscribe(connection, stream)
             await self._read(connection, socket, keeper)
         finally:
             self.hub.remove(connection)
+            self.protocol.closed(self, connection)
             keeper.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await keeper
@@ -275,24 +367,34 @@ class SimulatedVenue:
     async def _read(
         self, connection: Connection, socket: web.WebSocketResponse, keeper: asyncio.Task[None]
     ) -> None:
-        rate = MessageRate(self.settings.inbound_per_second, 1.0)
+        limit = self.settings.inbound_per_second
+        rate = None if limit is None else MessageRate(limit, 1.0)
         accepted = (WSMsgType.TEXT, WSMsgType.PING, WSMsgType.PONG, WSMsgType.BINARY)
         async for message in socket:
             if message.type not in accepted:
                 break
-            if not rate.allow():
+            connection.heard_at = time.monotonic()
+            if rate is not None and not rate.allow():
                 connection.close(1008, "Too many requests")
             elif message.type is WSMsgType.PONG:
                 connection.ponged_at = time.monotonic()
             elif message.type is WSMsgType.PING:
+                if self.heartbeat_refused(connection):
+                    continue
                 with contextlib.suppress(ConnectionError):
                     await socket.pong(message.data)
             elif message.type is WSMsgType.TEXT:
-                reply = self.protocol.request(self, connection, message.data)
-                connection.queue(websocket_frame(reply))
-                self.hub.flush(connection)
+                self._answer(connection, self.protocol.request(self, connection, message.data))
             else:
                 connection.close(1003, "binary messages are not accepted")
+
+    def _answer(self, connection: Connection, frames: Iterable[bytes | Reply]) -> None:
+        for frame in frames:
+            if isinstance(frame, Reply):
+                self.hub.reply(connection, *frame)
+            else:
+                connection.queue(websocket_frame(frame))
+        self.hub.flush(connection)
 
     def stats(self) -> dict[str, object]:
         """Counters of everything, JSON-ready."""
@@ -314,45 +416,3 @@ class SimulatedVenue:
             },
             "faults": dict(self.faults.totals),
         }
-
-
-class _Keeper:
-    """Keeps one connection to the venue's rules: pings, pongs, life, and the end when it is due."""
-
-    def __init__(
-        self, venue: SimulatedVenue, connection: Connection, socket: web.WebSocketResponse
-    ) -> None:
-        self._venue = venue
-        self._connection = connection
-        self._socket = socket
-
-    async def run(self) -> None:
-        """Return when the connection has been closed by the venue."""
-        settings, connection = self._venue.settings, self._connection
-        begun = time.monotonic()
-        ends = begun + settings.connection_life_seconds
-        notice = ends - settings.shutdown_notice_seconds
-        ping = begun + settings.ping_interval_seconds
-        pinged: float | None = None
-        while not connection.closing.done():
-            now = time.monotonic()
-            if pinged is not None and connection.ponged_at >= pinged:
-                pinged = None
-            if pinged is not None and now >= pinged + settings.pong_timeout_seconds:
-                connection.close(1008, "Pong timeout")
-            elif now >= ends:
-                connection.close(1001, "24 hours are over")
-            elif now >= notice:
-                notice = float("inf")
-                self._venue._announce_shutdown(connection)
-            elif now >= ping:
-                ping = now + settings.ping_interval_seconds
-                pinged = now if pinged is None else pinged
-                with contextlib.suppress(ConnectionError):
-                    await self._socket.ping(str(time.time_ns() // 1_000_000).encode())
-            due = min(ping, notice, ends)
-            if pinged is not None:
-                due = min(due, pinged + settings.pong_timeout_seconds)
-            await asyncio.wait([connection.closing], timeout=max(0.0, due - time.monotonic()))
-        closing = connection.closing.result()
-        await self._socket.close(code=closing.code, message=closing.reason.encode())

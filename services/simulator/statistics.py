@@ -106,6 +106,11 @@ class DayStatistics:
         self.bar = _bar(time_us, closed.close)
         return closed
 
+    def bars(self, count: int) -> list[MinuteBar]:
+        """Return the last `count` minutes, the running one last."""
+        older = [self._bars[i] for i in range(max(0, len(self._bars) - count + 1), len(self._bars))]
+        return [*older, self.bar]
+
     @property
     def first_bar(self) -> MinuteBar:
         """The oldest minute of the day."""

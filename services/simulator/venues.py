@@ -3,9 +3,34 @@
 from collections.abc import Callable, Mapping
 
 from services.simulator.binance import BinanceSpot
+from services.simulator.generated import GeneratedMarket, GeneratedSettings
 from services.simulator.protocol import VenueProtocol
 
-__all__ = ["VENUES"]
+__all__ = ["VENUES", "generated_market"]
 
-VENUES: Mapping[str, Callable[[], VenueProtocol]] = {BinanceSpot.name: BinanceSpot}
+
+class _BinanceUs(BinanceSpot):
+    """Binance.US: the protocol of Binance spot under another name."""
+
+    name = "binance_us"
+    title = "Binance.US"
+
+
+VENUES: Mapping[str, Callable[[], VenueProtocol]] = {
+    "binance": BinanceSpot,
+    "binance_us": _BinanceUs,
+}
 """Makes the protocol of an exchange."""
+
+
+def generated_market(protocol: VenueProtocol, **options: object) -> GeneratedMarket:
+    """Return a generated market of the venue's instruments, with the venue's own defaults.
+
+    `options` are fields of `GeneratedSettings`.
+
+    Raises:
+        ValueError: if an option or a symbol makes no sense; says what was expected.
+
+    """
+    values = {"symbols": tuple(protocol.default_symbols), **protocol.market_defaults, **options}
+    return GeneratedMarket(GeneratedSettings.model_validate(values), listing=protocol.listed)

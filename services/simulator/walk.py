@@ -4,13 +4,14 @@ Pure and deterministic: the same seed and the same order of calls give the same 
 Every change of a level is one update id, as is every match.
 """
 
+import dataclasses
 import random
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from services.simulator.book import TrueBook
-from services.simulator.listing import Listed
+from services.simulator.instrument import Listed
 from services.simulator.market import (
     AggregateTrade,
     BestPrices,
@@ -19,6 +20,7 @@ from services.simulator.market import (
     Ticker,
     Trade,
 )
+from services.simulator.reference import Liquidation
 from services.simulator.statistics import DayStatistics
 
 __all__ = ["ChurnTable", "SymbolMarket"]
@@ -31,6 +33,9 @@ _WANDER_TICKS = 400
 _TABLE = 1 << 14
 _POOL = 1 << 10
 _APART = 24
+_LIQUIDATION_EVERY = 41
+_LIQUIDATIONS_KEPT = 200
+_FEWEST_LEVELS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +87,11 @@ class SymbolMarket:
         time_us: int,
         history: int,
         trades_kept: int,
+        slow_interval_ms: int = 1000,
     ) -> None:
         self.spec = listing.spec
+        self.liquidations: deque[Liquidation] = deque(maxlen=_LIQUIDATIONS_KEPT)
+        self._slow_interval_ms = slow_interval_ms
         self.random = random.Random(f"{seed} {listing.spec.symbol}")  # noqa: S311
         self.trades: deque[Trade] = deque(maxlen=trades_kept)
         self._table = table
@@ -101,6 +109,11 @@ class SymbolMarket:
         self._next_aggregate_id = self.next_trade_id // 2
         self._last_quantity = 0
         self._fast_first = self._slow_first = self.book.update_id + 1
+        self._fast_previous = self._slow_previous = self.book.update_id
+        self.open_contracts = 0
+        """Open interest in the venue's own unit of quantity."""
+        if self.spec.derivative:
+            self.open_contracts = self.next_trade_id % 9000 * 100 * max(self._pool)
         # What the next frame of each diff stream has to say: quantity by price.
         self._fast_bids: dict[int, int] = {}
         self._fast_asks: dict[int, int] = {}
@@ -249,6 +262,8 @@ class SymbolMarket:
             if makers > 0:
                 part = max(self.spec.lot, left // 2 // self.spec.lot * self.spec.lot)
             trade = Trade(self.spec.symbol, time_us, self.next_trade_id, price, part, sells)
+            if self.spec.derivative:
+                trade = self._derivative_trade(trade, out)
             self.next_trade_id += 1
             left -= part
             if sells:
@@ -273,6 +288,28 @@ class SymbolMarket:
         )
         self._next_aggregate_id += 1
 
+    def _derivative_trade(self, trade: Trade, out: list[Event]) -> Trade:
+        # Every third trade opens contracts, every third closes some; some were forced.
+        number = trade.trade_id
+        change = (number * 2654435761 >> 9) % 3 - 1
+        self.open_contracts = max(trade.quantity, self.open_contracts + change * trade.quantity)
+        if number % _LIQUIDATION_EVERY:
+            return trade
+        sells = trade.buyer_is_maker
+        away = (5 + number % 7) * self.spec.tick
+        liquidation = Liquidation(
+            trade.symbol,
+            trade.time_us,
+            number,
+            sells,
+            trade.price,
+            max(self.spec.tick, trade.price - away if sells else trade.price + away),
+            trade.quantity,
+        )
+        self.liquidations.append(liquidation)
+        out.append(liquidation)
+        return trade._replace(liquidation=True)
+
     def flush(self, time_us: int, out: list[Event]) -> None:
         """Publish what changed since the last flush as one frame of the fast diff stream."""
         if self._fast_first > self.book.update_id:
@@ -286,16 +323,18 @@ class SymbolMarket:
                 self.book.update_id,
                 sorted(self._fast_bids.items(), reverse=True),
                 sorted(self._fast_asks.items()),
+                self._fast_previous,
             )
         )
         self._slow_bids.update(self._fast_bids)
         self._slow_asks.update(self._fast_asks)
         self._fast_bids.clear()
         self._fast_asks.clear()
+        self._fast_previous = self.book.update_id
         self._fast_first = self.book.update_id + 1
 
     def flush_slow(self, time_us: int, out: list[Event]) -> None:
-        """Publish what changed since the last call as one frame of the 1000 ms diff stream."""
+        """Publish what changed since the last call as one frame of the slower diff stream."""
         if self._slow_first > self.book.update_id:
             return
         bids = self._slow_bids | self._fast_bids
@@ -303,22 +342,72 @@ class SymbolMarket:
         out.append(
             DepthUpdate(
                 self.spec.symbol,
-                1000,
+                self._slow_interval_ms,
                 time_us,
                 self._slow_first,
                 self.book.update_id,
                 sorted(bids.items(), reverse=True),
                 sorted(asks.items()),
+                self._slow_previous,
             )
         )
         self._slow_bids.clear()
         self._slow_asks.clear()
+        self._slow_previous = self.book.update_id
         self._slow_first = self.book.update_id + 1
 
     @property
     def pending_id(self) -> int:
         """The first update id that a diff frame still has to tell."""
         return self._slow_first
+
+    def frame_id(self, interval_ms: int) -> int:
+        """Return the id at which the newest frame of a diff stream ended."""
+        return self._slow_previous if interval_ms == self._slow_interval_ms else self._fast_previous
+
+    def renumber(self, time_us: int, out: list[Event], *, chained: bool) -> None:
+        """Let the ids begin again lower, after the frames that are due with the old ones."""
+        self._flush_both(time_us, out)
+        last = self.book.update_id
+        lowest = self.book.lowest_id
+        self.book.renumber(lowest - lowest // 4 - self.random.randrange(lowest // 4))
+        self._begin_frames(last if chained else self.book.update_id)
+
+    def skip(self, time_us: int, count: int, out: list[Event]) -> None:
+        """Leave out `count` ids, after the frames that are due before them."""
+        self._flush_both(time_us, out)
+        self.book.commit([], self.book.update_id + count)
+        self._begin_frames(self.book.update_id)
+
+    def _flush_both(self, time_us: int, out: list[Event]) -> None:
+        self.flush(time_us, out)
+        self.flush_slow(time_us, out)
+
+    def _begin_frames(self, previous: int) -> None:
+        self._fast_first = self._slow_first = self.book.update_id + 1
+        self._fast_previous = self._slow_previous = previous
+
+    def change_tick(self, tick: int, out: list[Event]) -> None:
+        """Use another price step: levels which are off the new grid are removed."""
+        self.spec = dataclasses.replace(self.spec, tick=tick)
+        undo: list[int] = []
+        for price in [price for price in self.book.bids if price % tick]:
+            undo += (price, self.book.bids.pop(price))
+            self._fast_bids[price] = 0
+        for price in [price for price in self.book.asks if price % tick]:
+            undo += (-price, self.book.asks.pop(price))
+            self._fast_asks[price] = 0
+        middle = max(2 * tick, (self.best_bid + self.best_ask) // 2 // tick * tick)
+        self.best_bid = max(self.book.bids, default=middle - tick)
+        self.best_ask = min(self.book.asks, default=max(middle, self.best_bid + tick))
+        for number in range(_FEWEST_LEVELS):
+            bid, ask = self.best_bid - number * tick, self.best_ask + number * tick
+            if bid > 0 and bid not in self.book.bids:
+                self._set_bid(bid, self.random.choice(self._pool), undo)
+            if ask not in self.book.asks:
+                self._set_ask(ask, self.random.choice(self._pool), undo)
+        self.book.commit(undo, self.book.update_id + len(undo) // 2)
+        self._tell_best(out)
 
     def roll(self, time_us: int, out: list[Event]) -> None:
         """Publish the candle; when its minute is over, publish it closed and begin the next."""

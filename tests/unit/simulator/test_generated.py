@@ -233,7 +233,6 @@ def test_unknown_symbols_are_named() -> None:
     "options",
     [
         {"symbols": ()},
-        {"symbols": ("btcusdt",)},
         {"symbols": ("BTCUSDT", "BTCUSDT")},
         {"depth_rate": 0},
         {"trade_rate": -1},
@@ -243,6 +242,11 @@ def test_unknown_symbols_are_named() -> None:
 def test_settings_that_make_no_sense_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         GeneratedSettings.model_validate(options)
+
+
+def test_a_name_that_the_venue_would_not_have_is_refused() -> None:
+    with pytest.raises(ValueError, match="btcusdt"):
+        _market(symbols=("btcusdt",))
 
 
 def test_any_number_of_symbols_can_be_had() -> None:
