@@ -186,8 +186,7 @@ class Hub:
                     touched[connection] = None
         if sent:
             self.frames[stream] += 1
-            event_id = protocol.event_id(event)
-            if event_id is not None:
+            for event_id in protocol.event_ids(event, stream):
                 self._note_sent(stream, event_id)
 
     def reply(self, connection: Connection, text: bytes, stream: str, symbol: str) -> None:

@@ -119,6 +119,11 @@ class VenueProtocol(ABC):
         """Return the id by which tests recognise a trade; None for events without such an id."""
         return None
 
+    def event_ids(self, event: Event, stream: str) -> Sequence[int]:
+        """Return the ids of all trades in the frame that the event just made on the stream."""
+        event_id = self.event_id(event)
+        return () if event_id is None else (event_id,)
+
     @abstractmethod
     def encode(self, event: Event, stream: str) -> bytes | None:
         """Return the bare event as the venue writes it on that stream; None to send nothing.

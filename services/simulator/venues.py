@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 
 from services.simulator.binance import BinanceSpot
+from services.simulator.deribit import Deribit
 from services.simulator.generated import GeneratedMarket, GeneratedSettings
 from services.simulator.protocol import VenueProtocol
 
@@ -19,6 +20,7 @@ class _BinanceUs(BinanceSpot):
 VENUES: Mapping[str, Callable[[], VenueProtocol]] = {
     "binance": BinanceSpot,
     "binance_us": _BinanceUs,
+    "deribit": Deribit,
 }
 """Makes the protocol of an exchange."""
 
