@@ -5,7 +5,6 @@ Follows "Websocket Market Streams" of both documents as of 2026. USD-M serves st
 one is acknowledged and then silent. COIN-M has no routes.
 """
 
-import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -165,7 +164,7 @@ class BinanceFuturesProtocol(VenueProtocol):
         if known is None or (spec is not None and known.spec is not spec):
             if spec is None:
                 raise KeyError(symbol)
-            known = self._contracts[symbol] = contract_of(spec, time.time_ns() // 1000)
+            known = self._contracts[symbol] = contract_of(spec, self._market.time_us)
         return known
 
     def contracts(self) -> list[Contract]:
@@ -297,7 +296,7 @@ class BinanceFuturesProtocol(VenueProtocol):
         return due and self.frames.depth(self.contract(event.symbol), *due)
 
     def _best(self, event: BestPrices, stream: str) -> bytes | None:
-        now_us = time.time_ns() // 1000
+        now_us = self._market.time_us
         if stream == "!bookTicker" and not self._due(stream, event.symbol, now_us, _BEST_OF_ALL_US):
             return None
         return self.frames.best(self.contract(event.symbol), event, now_us)

@@ -115,7 +115,7 @@ class FuturesRest(BinanceHttp):
         book = self.venue.rest_book(symbol, limit, request.path)
         if book.update_id == newest:
             book = self._as_told(symbol, book, limit)
-        body = self._protocol.frames.book(contract, book, time.time_ns() // 1000)
+        body = self._protocol.frames.book(contract, book, self.market.time_us)
         return web.Response(body=body, content_type="application/json")
 
     def _as_told(self, symbol: str, book: BookState, limit: int) -> BookState:

@@ -41,10 +41,13 @@ class SimulatedVenue:
         port: int = 0,
         settings: VenueSettings | None = None,
         protocol: VenueProtocol | None = None,
+        weights: WeightPool | None = None,
     ) -> None:
         """`port` 0 takes a free one; `protocol` is Binance spot unless another is given.
 
-        `settings` must be of the protocol's `settings_type`, which is also the default.
+        `settings` must be of the protocol's `settings_type`, which is also the default. `weights`
+        is the pool of another simulated venue (its `weights`) to share, in place of one of its own:
+        Binance counts USD-M and COIN-M requests of an address together.
         """
         self.market = market
         self.protocol = protocol or BinanceSpot()
@@ -62,7 +65,7 @@ class SimulatedVenue:
             sent_ids_kept=self.settings.sent_ids_kept,
             backpressure_bytes=self.settings.backpressure_bytes,
         )
-        self.weights = WeightPool(
+        self.weights = weights or WeightPool(
             self.settings.weight_limit, self.settings.ban_after, self.settings.ban_seconds
         )
         self.host = host

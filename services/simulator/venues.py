@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping
 
 from services.simulator.binance import BinanceSpot
+from services.simulator.binance_futures import BinanceCoinM, BinanceFuturesProtocol, BinanceUsdM
+from services.simulator.binance_futures_market import FuturesMarket
 from services.simulator.deribit import Deribit
 from services.simulator.generated import GeneratedMarket, GeneratedSettings
 from services.simulator.protocol import VenueProtocol
@@ -20,6 +22,8 @@ class _BinanceUs(BinanceSpot):
 VENUES: Mapping[str, Callable[[], VenueProtocol]] = {
     "binance": BinanceSpot,
     "binance_us": _BinanceUs,
+    "binance_usdm": BinanceUsdM,
+    "binance_coinm": BinanceCoinM,
     "deribit": Deribit,
 }
 """Makes the protocol of an exchange."""
@@ -35,4 +39,5 @@ def generated_market(protocol: VenueProtocol, **options: object) -> GeneratedMar
 
     """
     values = {"symbols": tuple(protocol.default_symbols), **protocol.market_defaults, **options}
-    return GeneratedMarket(GeneratedSettings.model_validate(values), listing=protocol.listed)
+    make = FuturesMarket if isinstance(protocol, BinanceFuturesProtocol) else GeneratedMarket
+    return make(GeneratedSettings.model_validate(values), listing=protocol.listed)
