@@ -8,7 +8,13 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from services.collector.rest import RateLimitedError, RequestBudget, RestClient, RestError
+from services.collector.rest import (
+    Priority,
+    RateLimitedError,
+    RequestBudget,
+    RestClient,
+    RestError,
+)
 from services.collector.venues.base import RestRequest
 
 REQUEST = RestRequest("/api/v3/depth", 50, {"symbol": "BTCUSDT"})
@@ -231,6 +237,78 @@ async def test_a_body_that_breaks_off_is_an_error(
     venue.handler = handler
     with pytest.raises(RestError):
         await make_client().get(REQUEST)
+
+
+OKX_REFUSAL = b'{"code":"50011","msg":"Too Many Requests","data":[]}'
+
+
+def okx_refusal(status: int, body: bytes) -> float | None:
+    """Tells a refusal by its code, as OKX does, and for how long when the test says so."""
+    if b'"code":"50011"' not in body:
+        return None
+    return 30.0 if b"half a minute" in body else 0.0
+
+
+@pytest.mark.parametrize("status", [200, 400, 429])
+@pytest.mark.parametrize(
+    ("body", "header", "seconds"),
+    [
+        (OKX_REFUSAL, None, 5.0),
+        (OKX_REFUSAL, "12", 12.0),
+        (OKX_REFUSAL + b" half a minute", None, 30.0),
+        (OKX_REFUSAL + b" half a minute", "12", 30.0),
+        (OKX_REFUSAL + b" half a minute", "45", 45.0),
+    ],
+)
+async def test_a_refusal_that_only_the_adapter_can_read_blocks_as_well(
+    venue: Venue,
+    make_client: Callable[..., RestClient],
+    clock: Clock,
+    status: int,
+    body: bytes,
+    header: str | None,
+    seconds: float,
+) -> None:
+    client = make_client(clock, refusal=okx_refusal, on_answer=lambda *_: pytest.fail("no answer"))
+    headers: dict[str, Any] = {} if header is None else {"Retry_After": header}
+    venue.answer(status, body, **headers)
+    with pytest.raises(RateLimitedError, match="Too Many Requests") as caught:
+        await client.get(REQUEST)
+    assert caught.value.retry_after == seconds
+    assert client.budget.wait_seconds(1) == pytest.approx(seconds)
+    assert client.budget.rate_limited == 1
+
+
+async def test_http_429_is_a_refusal_whatever_the_adapter_says(
+    venue: Venue, make_client: Callable[..., RestClient]
+) -> None:
+    venue.answer(429, b"<html>")
+    with pytest.raises(RateLimitedError):
+        await make_client(refusal=okx_refusal).get(REQUEST)
+
+
+async def test_a_good_answer_is_no_refusal(
+    venue: Venue, make_client: Callable[..., RestClient]
+) -> None:
+    client = make_client(refusal=okx_refusal)
+    venue.answer(200, b'{"code":"0","data":[]}')
+    await client.get(REQUEST)
+    venue.answer(200, b'{"code":"0","data":["' + b"x" * 5000 + b'"code":"50011"]}')
+    await client.get(REQUEST)
+    assert client.budget.blocked_seconds == 0
+
+
+async def test_a_request_waits_by_its_priority(
+    venue: Venue, make_client: Callable[..., RestClient]
+) -> None:
+    client = make_client()
+    client.budget.share = 0.0
+    venue.answer(200)
+    await client.get(REQUEST, Priority.POLL)
+    waiting = asyncio.create_task(client.get(REQUEST, Priority.POLL))
+    await client.get(REQUEST)
+    assert not waiting.done()
+    waiting.cancel()
 
 
 async def test_nobody_who_listens_is_an_error() -> None:
