@@ -3,15 +3,17 @@
 Follows "WebSocket Streams for Binance" of the Binance spot API documentation.
 """
 
-import json
 import re
-from collections.abc import Callable, Hashable, Sequence
+from collections import deque
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote
 
 from aiohttp import web
 
+from services.simulator.binance_candles import INTERVALS, fold, minutes_of
+from services.simulator.binance_requests import answer
 from services.simulator.binance_rest import BinanceRest
 from services.simulator.connection import Connection, Variant
 from services.simulator.fixed import SCALE, eight_decimals
@@ -21,6 +23,7 @@ from services.simulator.market import (
     Candle,
     DepthUpdate,
     Event,
+    Market,
     RawFrame,
     Ticker,
     Trade,
@@ -34,7 +37,7 @@ __all__ = ["BinanceSpot", "to_microseconds"]
 
 _CACHED = 400_000
 _TRADES = ("@trade", "@aggTrade")
-_METHODS = ("SUBSCRIBE", "UNSUBSCRIBE", "LIST_SUBSCRIPTIONS", "SET_PROPERTY", "GET_PROPERTY")
+_AGGREGATES_KEPT = 1000
 _TIMES = re.compile(rb'"(?:E|T|t|O|C|time|serverTime)":\d{13}(?=[,}])')
 
 
@@ -79,10 +82,11 @@ class BinanceSpot(VenueProtocol):
             BestPrices: self._best,
             Trade: self._trade,
             AggregateTrade: self._aggregate,
-            Candle: self._candle,
-            Ticker: self._ticker,
             RawFrame: lambda event: event.payload,
         }
+        self.aggregates: dict[str, deque[AggregateTrade]] = {}
+        """The newest aggregate trades by symbol, for REST."""
+        self._market: Market | None = None
 
     def open(self, request: web.Request) -> tuple[Variant, list[str]]:
         """`/stream?streams=a/b` is combined, `/ws/a` and `/ws` are raw."""
@@ -99,19 +103,18 @@ class BinanceSpot(VenueProtocol):
         streams = list(dict.fromkeys(stream for stream in named.split("/") if stream))
         return Variant(combined, unit.lower() == "microsecond"), streams
 
-    def stream_of(self, event: Event) -> str:
-        """`btcusdt@depth@100ms` and so on."""
-        if type(event) is DepthUpdate:
-            return _depth_stream(event.symbol, event.interval_ms)
-        if type(event) is RawFrame:
-            return event.stream
-        return _stream(event.symbol, _KINDS[type(event)])
-
     def streams_of(self, event: Event) -> Sequence[str]:
-        """Return the one stream of the event; none for what spot does not tell."""
-        if type(event) in _KINDS or type(event) in (DepthUpdate, RawFrame):
-            return (self.stream_of(event),)
-        return ()
+        """`btcusdt@depth@100ms` and so on; none for what spot does not tell."""
+        if type(event) is RawFrame:
+            return (event.stream,)
+        if type(event) is DepthUpdate:
+            return (_depth_stream(event.symbol, event.interval_ms),)
+        if type(event) is AggregateTrade:
+            kept = self.aggregates.get(event.symbol)
+            if kept is None:
+                kept = self.aggregates[event.symbol] = deque(maxlen=_AGGREGATES_KEPT)
+            kept.append(event)
+        return _streams(event.symbol, _SUFFIXES.get(type(event), ()))
 
     def symbol_of(self, stream: str) -> str | None:
         """`btcusdt@trade` belongs to BTCUSDT; `!ticker@arr` to none."""
@@ -136,8 +139,15 @@ class BinanceSpot(VenueProtocol):
             return event.event_id
         return None
 
-    def encode(self, event: Event, stream: str = "") -> bytes:
-        """Return the bare event, fields in the venue's order."""
+    def encode(self, event: Event, stream: str = "") -> bytes | None:
+        """Return the bare event, fields in the venue's order; None when the stream is not due.
+
+        Without a stream, a candle is one of a minute and a ticker the whole one.
+        """
+        if type(event) is Candle:
+            return self._candle(event, stream.rpartition("_")[2] or "1m")
+        if type(event) is Ticker:
+            return self._told_ticker(event, stream)
         return self._encoders[type(event)](event)
 
     def frame(self, event: Event, stream: str, payload: bytes, variant: Hashable) -> bytes:
@@ -158,7 +168,8 @@ class BinanceSpot(VenueProtocol):
 
     def rest_routes(self, venue: "SimulatedVenue") -> list[web.RouteDef]:
         """`/api/v3/...`."""
-        return BinanceRest(venue).routes()
+        self._market = venue.market
+        return BinanceRest(venue, self.aggregates).routes()
 
     def _depth(self, event: DepthUpdate) -> bytes:
         price, quantity = self._price, self._quantity
@@ -195,17 +206,40 @@ class BinanceSpot(VenueProtocol):
             f'"m":{_boolean(event.buyer_is_maker)},"M":true}}'
         ).encode()
 
-    def _candle(self, event: Candle) -> bytes:
+    def _candle(self, event: Candle, interval: str) -> bytes:
+        if interval != "1m" and self._market is not None:
+            minutes = self._market.candles(event.symbol, minutes_of(interval) + 1)
+            known = [minute for minute in minutes if minute.open_us < event.open_us]
+            event = fold([*known, event], interval)[-1]
         return (
             f'{{"e":"kline","E":{event.time_us // 1000},"s":"{event.symbol}",'
             f'"k":{{"t":{event.open_us // 1000},"T":{event.close_us // 1000},'
-            f'"s":"{event.symbol}","i":"1m","f":{event.first_trade_id},"L":{event.last_trade_id},'
+            f'"s":"{event.symbol}","i":"{interval}","f":{event.first_trade_id},'
+            f'"L":{event.last_trade_id},'
             f'"o":"{eight_decimals(event.open)}","c":"{eight_decimals(event.close)}",'
             f'"h":"{eight_decimals(event.high)}","l":"{eight_decimals(event.low)}",'
             f'"v":"{eight_decimals(event.volume)}","n":{event.trades},'
             f'"x":{_boolean(event.closed)},"q":"{eight_decimals(event.quote_volume)}",'
             f'"V":"{eight_decimals(event.taker_volume)}",'
             f'"Q":"{eight_decimals(event.taker_quote_volume)}","B":"0"}}}}'
+        ).encode()
+
+    def _told_ticker(self, event: Ticker, stream: str) -> bytes | None:
+        write = self._mini_ticker if "mini" in stream else self._ticker
+        if not stream.startswith("!") or self._market is None:
+            return write(event)
+        # What tells of all symbols is sent when it is the first one's turn.
+        symbols = list(self._market.symbols)
+        if event.symbol != symbols[0]:
+            return None
+        return b"[%b]" % b",".join([write(self._market.ticker(symbol)) for symbol in symbols])
+
+    def _mini_ticker(self, event: Ticker) -> bytes:
+        return (
+            f'{{"e":"24hrMiniTicker","E":{event.time_us // 1000},"s":"{event.symbol}",'
+            f'"c":"{eight_decimals(event.last)}","o":"{eight_decimals(event.open)}",'
+            f'"h":"{eight_decimals(event.high)}","l":"{eight_decimals(event.low)}",'
+            f'"v":"{eight_decimals(event.volume)}","q":"{eight_decimals(event.quote_volume)}"}}'
         ).encode()
 
     def _ticker(self, event: Ticker) -> bytes:
@@ -229,104 +263,32 @@ class BinanceSpot(VenueProtocol):
         self, venue: "SimulatedVenue", connection: Connection, text: str
     ) -> tuple[bytes, ...]:
         """SUBSCRIBE, UNSUBSCRIBE, LIST_SUBSCRIPTIONS, SET_PROPERTY and GET_PROPERTY."""
-        return (self._answer(venue, connection, text),)
 
-    def _answer(self, venue: "SimulatedVenue", connection: Connection, text: str) -> bytes:
-        try:
-            message = json.loads(text)
-        except ValueError as error:
-            where = f"line {getattr(error, 'lineno', 1)} column {getattr(error, 'colno', 1)}"
-            return _error(3, f"Invalid JSON: expected value at {where}", None)
-        if not isinstance(message, dict):
-            return _error(2, "Invalid request: expected an object", None)
-        number = message.get("id")
-        if number is not None and (
-            not isinstance(number, int | str) or isinstance(number, bool) or _negative(number)
-        ):
-            return _error(2, "Invalid request: request ID must be an unsigned integer", None)
-        if "method" not in message:
-            return _error(2, "Invalid request: missing field `method` at line 1 column 1", number)
-        method, params = message["method"], message.get("params", [])
-        if method not in _METHODS:
-            return _error(
-                2,
-                f"Invalid request: unknown variant `{method}`, expected one of "
-                f"{', '.join(f'`{known}`' for known in _METHODS)} at line 1 column 1",
-                number,
-            )
-        if method == "LIST_SUBSCRIPTIONS":
-            return _result(list(connection.streams), number)
-        if method in ("SET_PROPERTY", "GET_PROPERTY"):
-            return _property(connection, method, params, number)
-        if not isinstance(params, list) or not all(isinstance(item, str) for item in params):
-            return _error(2, "Invalid request: params must be an array of strings", number)
-        streams = list(dict.fromkeys(cast("list[str]", params)))
-        if method == "UNSUBSCRIBE":
-            for stream in streams:
-                venue.hub.unsubscribe(connection, stream)
-            return _result(None, number)
-        limit = venue.settings.max_streams
-        if len(connection.streams.keys() | set(streams)) > limit:
-            return _error(
-                2, f"Invalid request: more than {limit} streams on one connection", number
-            )
-        for stream in streams:
-            if venue.subscription_refused(connection, stream):
-                return _error(2, f"Invalid request: cannot subscribe to {stream}", number)
-        for stream in streams:
+        def subscribe(stream: str) -> None:
             venue.subscribe(connection, stream)
-        return _result(None, number)
+
+        return (answer(venue, connection, text, subscribe),)
 
 
-_KINDS: dict[type, str] = {
-    BestPrices: "bookTicker",
-    Trade: "trade",
-    AggregateTrade: "aggTrade",
-    Candle: "kline_1m",
-    Ticker: "ticker",
+_SUFFIXES: Mapping[type, tuple[str, ...]] = {
+    BestPrices: ("@bookTicker",),
+    Trade: ("@trade",),
+    AggregateTrade: ("@aggTrade",),
+    Candle: tuple(f"@kline_{interval}" for interval in INTERVALS),
+    Ticker: ("@ticker", "@miniTicker", "!ticker@arr", "!miniTicker@arr"),
 }
 
 
 @lru_cache(maxsize=100_000)
-def _stream(symbol: str, kind: str) -> str:
-    return f"{symbol.lower()}@{kind}"
+def _streams(symbol: str, suffixes: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(
+        suffix if suffix.startswith("!") else symbol.lower() + suffix for suffix in suffixes
+    )
 
 
 @lru_cache(maxsize=100_000)
 def _depth_stream(symbol: str, interval_ms: int) -> str:
     return f"{symbol.lower()}@depth@100ms" if interval_ms == 100 else f"{symbol.lower()}@depth"
-
-
-def _property(
-    connection: Connection, method: str, params: object, number: int | str | None
-) -> bytes:
-    asked: Sequence[object] = params if isinstance(params, list) else []
-    variant = cast("Variant", connection.variant)
-    if not asked or not isinstance(asked[0], str):
-        return _error(2, "Invalid request: property name must be a string", number)
-    if asked[0] != "combined":
-        return _error(0, "Unknown property", number)
-    if len(asked) > (2 if method == "SET_PROPERTY" else 1):
-        return _error(2, "Invalid request: too many parameters", number)
-    if method == "GET_PROPERTY":
-        return _result(variant.combined, number)
-    if len(asked) < 2 or not isinstance(asked[1], bool):
-        return _error(1, "Invalid value type: expected Boolean", number)
-    connection.variant = variant._replace(combined=asked[1])
-    return _result(None, number)
-
-
-def _negative(number: int | str) -> bool:
-    return isinstance(number, int) and number < 0
-
-
-def _result(result: object, number: int | str | None) -> bytes:
-    return json.dumps({"result": result, "id": number}, separators=(",", ":")).encode()
-
-
-def _error(code: int, text: str, number: int | str | None) -> bytes:
-    told = {"error": {"code": code, "msg": text}, "id": number}
-    return json.dumps(told, separators=(",", ":")).encode()
 
 
 def _boolean(value: bool) -> str:

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 from aiohttp import web
 
-from services.simulator.binance_futures_candles import INTERVALS, fold, minutes_of
+from services.simulator.binance_candles import INTERVALS, fold, minutes_of
 from services.simulator.binance_futures_contracts import Contract, contract_of
 from services.simulator.binance_futures_depth import DEPTH_STREAMS, DepthPace
 from services.simulator.binance_futures_frames import COIN_M, USD_M, FuturesFrames

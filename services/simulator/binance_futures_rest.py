@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from services.simulator.binance_futures_candles import INTERVALS, fold, minutes_of
+from services.simulator.binance_candles import INTERVALS, fold, minutes_of
 from services.simulator.binance_futures_contracts import Contract
 from services.simulator.binance_futures_data import FuturesData
 from services.simulator.binance_futures_depth import next_first_id

@@ -4,17 +4,27 @@ Follows "Public Rest API for Binance" and "Error codes for Binance" of the spot 
 """
 
 import json
-import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections import deque
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
+from services.simulator.binance_candles import INTERVALS, fold, minutes_of
+from services.simulator.binance_http import (
+    BinanceHttp,
+    Refused,
+    check_names,
+    json_answer,
+    legal_symbol,
+    not_found,
+    number_of,
+    rate_limit,
+)
 from services.simulator.fixed import SCALE, eight_decimals
 from services.simulator.instrument import SymbolSpec
-from services.simulator.market import BookState
-from services.simulator.rest_trouble import rest_trouble
+from services.simulator.market import AggregateTrade, BookState, Candle, Ticker
 
 if TYPE_CHECKING:
     from services.simulator.server import SimulatedVenue
@@ -25,111 +35,54 @@ _MOST_LEVELS = 5000
 _DEFAULT_LEVELS = 100
 _MOST_TRADES = 1000
 _DEFAULT_TRADES = 500
-_SYMBOL = re.compile(r"^[\w\-._]{1,50}$", re.ASCII)
-_SYMBOL_RANGE = r"^[\w\-._&&[^a-z]]{1,50}$"
-_LIMIT = re.compile(r"^[0-9]{1,20}$")
-
-_Handler = Callable[[web.Request], Awaitable[web.Response]]
+_MOST_CANDLES = 1000
 
 
-class _Refused(Exception):  # noqa: N818 - an answer, not a failure of ours
-    """A request that the venue answers with an error."""
-
-    def __init__(self, code: int, text: str, status: int = 400) -> None:
-        self.code = code
-        self.text = text
-        self.status = status
-        super().__init__(text)
-
-
-class BinanceRest:
+class BinanceRest(BinanceHttp):
     """The handlers of one simulated venue."""
 
-    def __init__(self, venue: "SimulatedVenue") -> None:
-        self._venue = venue
-        self._market = venue.market
-        self._pool = venue.weights
-        self._snapshots = 0
+    def __init__(
+        self, venue: "SimulatedVenue", aggregates: Mapping[str, deque[AggregateTrade]]
+    ) -> None:
+        """Serve `venue`; `aggregates` are its newest aggregate trades by symbol, oldest first."""
+        super().__init__(venue)
+        self._aggregates = aggregates
 
     def routes(self) -> list[web.RouteDef]:
         """`/api/v3/...`."""
         return [
-            web.get("/api/v3/ping", self._limited(lambda _: 1, self._ping)),
-            web.get("/api/v3/time", self._limited(lambda _: 1, self._time)),
-            web.get("/api/v3/exchangeInfo", self._limited(lambda _: 20, self._exchange_info)),
-            web.get("/api/v3/depth", self._limited(_depth_weight, self._depth)),
-            web.get("/api/v3/trades", self._limited(lambda _: 25, self._trades)),
-            web.route("*", "/api/{rest:.*}", self._limited(lambda _: 1, self._unknown)),
+            web.get("/api/v3/ping", self.limited(1, self._ping)),
+            web.get("/api/v3/time", self.limited(1, self._time)),
+            web.get("/api/v3/exchangeInfo", self.limited(20, self._exchange_info)),
+            web.get("/api/v3/depth", self.limited(_depth_weight, self._depth)),
+            web.get("/api/v3/trades", self.limited(25, self._trades)),
+            web.get("/api/v3/aggTrades", self.limited(4, self._aggregate_trades)),
+            web.get("/api/v3/klines", self.limited(2, self._candles)),
+            web.get("/api/v3/ticker/24hr", self.limited(_ticker_weight, self._ticker)),
+            web.route("*", "/api/{rest:.*}", self.limited(1, not_found)),
         ]
 
-    def _limited(self, weight: Callable[[Mapping[str, str]], int], handler: _Handler) -> _Handler:
-        async def limited(request: web.Request) -> web.Response:
-            self._venue.count_rest(request.path)
-            refusal = self._pool.take(weight(request.query))
-            if refusal is not None:
-                response = self._too_many(refusal.status, refusal.retry_after)
-            else:
-                response = await self._faulted(request, handler)
-            response.headers["X-MBX-USED-WEIGHT"] = str(self._pool.used)
-            response.headers["X-MBX-USED-WEIGHT-1M"] = str(self._pool.used)
-            return response
-
-        return limited
-
-    async def _faulted(self, request: web.Request, handler: _Handler) -> web.Response:
-        trouble = await rest_trouble(self._venue, request.path, request.query.get("symbol"))
-        if trouble is not None and trouble.status in (418, 429):
-            return self._too_many(trouble.status, trouble.retry_after)
-        if trouble is not None:
-            return _server_error(trouble.status)
-        try:
-            return await handler(request)
-        except _Refused as refused:
-            return _json({"code": refused.code, "msg": refused.text}, refused.status)
-
-    def _too_many(self, status: int, retry_after: int) -> web.Response:
-        if status == 418:
-            until = int((time.time() + retry_after) * 1000)
-            told = f"Way too much request weight used; IP banned until {until}."
-        else:
-            told = (
-                "Too much request weight used; current limit is "
-                f"{self._pool.limit} request weight per 1 MINUTE."
-            )
-        body = {"code": -1003, "msg": f"{told} Please use WebSocket Streams for live updates."}
-        response = _json(body, status)
-        response.headers["Retry-After"] = str(retry_after)
-        return response
-
     async def _ping(self, request: web.Request) -> web.Response:
-        _only(request, ())
-        return _json({})
+        check_names(request, ())
+        return json_answer({})
 
     async def _time(self, request: web.Request) -> web.Response:
-        _only(request, ())
-        return _json({"serverTime": _now(request)})
-
-    async def _unknown(self, request: web.Request) -> web.Response:
-        return web.Response(
-            status=404,
-            text=f"<html><body><h1>404 Not Found</h1>{request.method} {request.path}</body></html>",
-            content_type="text/html",
-        )
+        check_names(request, ())
+        return json_answer({"serverTime": _now(request)})
 
     async def _depth(self, request: web.Request) -> web.Response:
-        _only(request, ("symbol", "limit"))
-        symbol = self._symbol(request)
+        check_names(request, ("symbol", "limit"))
+        symbol = self.symbol(request)
         limit = min(_limit(request, _DEFAULT_LEVELS), _MOST_LEVELS)
-        self._market.snapshot_requested(symbol)
-        book = self._venue.rest_book(symbol, limit, request.path)
+        book = self.venue.rest_book(symbol, limit, request.path)
         return web.Response(body=_book(book), content_type="application/json")
 
     async def _trades(self, request: web.Request) -> web.Response:
-        _only(request, ("symbol", "limit"))
-        symbol = self._symbol(request)
+        check_names(request, ("symbol", "limit"))
+        symbol = self.symbol(request)
         limit = min(_limit(request, _DEFAULT_TRADES), _MOST_TRADES)
         scale = 1 if _microseconds(request) else 1000
-        return _json(
+        return json_answer(
             [
                 {
                     "id": trade.trade_id,
@@ -140,14 +93,69 @@ class BinanceRest:
                     "isBuyerMaker": trade.buyer_is_maker,
                     "isBestMatch": True,
                 }
-                for trade in self._market.recent_trades(symbol, limit)
+                for trade in self.market.recent_trades(symbol, limit)
             ]
         )
 
-    async def _exchange_info(self, request: web.Request) -> web.Response:
-        _only(request, ("symbol", "symbols", "permissions", "showPermissionSets", "symbolStatus"))
+    async def _aggregate_trades(self, request: web.Request) -> web.Response:
+        check_names(request, ("symbol", "fromId", "startTime", "endTime", "limit"))
+        symbol = self.symbol(request)
+        limit = min(_limit(request, _DEFAULT_TRADES), _MOST_TRADES)
+        known = list(self._aggregates.get(symbol, ()))
+        if "fromId" in request.query:
+            first = number_of(request, "fromId", 0)
+            known = [trade for trade in known if trade.aggregate_id >= first][:limit]
+        elif "startTime" in request.query or "endTime" in request.query:
+            begin, end = _span(request)
+            known = [trade for trade in known if begin <= trade.time_us // 1000 <= end][:limit]
+        scale = 1 if _microseconds(request) else 1000
+        return json_answer(
+            [
+                {
+                    "a": trade.aggregate_id,
+                    "p": eight_decimals(trade.price),
+                    "q": eight_decimals(trade.quantity),
+                    "f": trade.first_trade_id,
+                    "l": trade.last_trade_id,
+                    "T": trade.time_us // scale,
+                    "m": trade.buyer_is_maker,
+                    "M": True,
+                }
+                for trade in known[-limit:]
+            ]
+        )
+
+    async def _candles(self, request: web.Request) -> web.Response:
+        check_names(request, ("symbol", "interval", "startTime", "endTime", "timeZone", "limit"))
+        symbol = self.symbol(request)
+        interval = request.query.get("interval", "")
+        if interval not in INTERVALS:
+            raise Refused(-1120, "Invalid interval.")
+        limit = min(_limit(request, _DEFAULT_TRADES), _MOST_CANDLES)
+        begin, end = _span(request)
+        minutes = self.market.candles(symbol, limit * minutes_of(interval))
+        candles = [
+            candle for candle in fold(minutes, interval) if begin <= candle.open_us // 1000 <= end
+        ]
+        scale = 1 if _microseconds(request) else 1000
+        return json_answer([_candle(candle, scale) for candle in candles[-limit:]])
+
+    async def _ticker(self, request: web.Request) -> web.Response:
+        check_names(request, ("symbol", "symbols", "type"))
         asked = self._asked_symbols(request)
-        captured = self._market.exchange_info()
+        names = list(self.market.symbols) if asked is None else asked
+        if any(name not in self.market.symbols for name in names):
+            raise Refused(-1121, "Invalid symbol.")
+        scale = 1 if _microseconds(request) else 1000
+        told = [_day(self.market.ticker(name), scale) for name in names]
+        return json_answer(told[0] if "symbol" in request.query else told)
+
+    async def _exchange_info(self, request: web.Request) -> web.Response:
+        check_names(
+            request, ("symbol", "symbols", "permissions", "showPermissionSets", "symbolStatus")
+        )
+        asked = self._asked_symbols(request)
+        captured = self.market.exchange_info()
         if captured is not None and asked is None:
             return web.Response(body=captured, content_type="application/json")
         if captured is not None:
@@ -160,19 +168,19 @@ class BinanceRest:
                 "rateLimits": self._rate_limits(),
                 "exchangeFilters": [],
             }
-            listing = {name: _listed(spec) for name, spec in self._market.symbols.items()}
+            listing = {name: _listed(spec) for name, spec in self.market.symbols.items()}
         if asked is not None and any(name not in listing for name in asked):
-            raise _Refused(-1121, "Invalid symbol.")
+            raise Refused(-1121, "Invalid symbol.")
         info["symbols"] = [
             entry for name, entry in listing.items() if asked is None or name in asked
         ]
-        return _json(info)
+        return json_answer(info)
 
     def _asked_symbols(self, request: web.Request) -> list[str] | None:
         if "symbol" in request.query and "symbols" in request.query:
-            raise _Refused(-1128, "Combination of optional parameters invalid.")
+            raise Refused(-1128, "Combination of optional parameters invalid.")
         if "symbol" in request.query:
-            return [_legal_symbol(request.query["symbol"])]
+            return [legal_symbol(request.query["symbol"])]
         if "symbols" not in request.query:
             return None
         try:
@@ -180,7 +188,7 @@ class BinanceRest:
         except ValueError:
             names = None
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise _Refused(
+            raise Refused(
                 -1100,
                 "Illegal characters found in parameter 'symbols'; legal range is "
                 r"'^\[(\"[A-Z0-9\-_.]{1,50}\"(,\"[A-Z0-9\-_.]{1,50}\"){0,}){0,1}\]$'.",
@@ -189,69 +197,31 @@ class BinanceRest:
 
     def _rate_limits(self) -> list[dict[str, object]]:
         return [
-            _rate("REQUEST_WEIGHT", "MINUTE", 1, self._pool.limit),
-            _rate("ORDERS", "SECOND", 10, 100),
-            _rate("ORDERS", "DAY", 1, 200_000),
-            _rate("RAW_REQUESTS", "MINUTE", 5, 61_000),
+            rate_limit("REQUEST_WEIGHT", "MINUTE", 1, self.pool.limit),
+            rate_limit("ORDERS", "SECOND", 10, 100),
+            rate_limit("ORDERS", "DAY", 1, 200_000),
+            rate_limit("RAW_REQUESTS", "MINUTE", 5, 61_000),
         ]
-
-    def _symbol(self, request: web.Request) -> str:
-        if not request.query.get("symbol"):
-            raise _Refused(
-                -1102,
-                "Mandatory parameter 'symbol' was not sent, was empty/null, or malformed.",
-            )
-        symbol = _legal_symbol(request.query["symbol"])
-        if symbol not in self._market.symbols:
-            raise _Refused(-1121, "Invalid symbol.")
-        return symbol
 
 
 def _depth_weight(query: Mapping[str, str]) -> int:
     text = query.get("limit", str(_DEFAULT_LEVELS))
-    limit = int(text) if _LIMIT.match(text) else 0
+    limit = int(text) if text.isascii() and text.isdecimal() and len(text) <= 20 else 0
     for most, weight in ((100, 5), (500, 25), (1000, 50)):
         if limit <= most:
             return weight
     return 250
 
 
-def _only(request: web.Request, known: tuple[str, ...]) -> None:
-    names = [name for name, _ in request.query.items()]
-    if len(set(names)) != len(names):
-        raise _Refused(-1101, "Duplicate values for a parameter detected.")
-    read = sum(name in known for name in names)
-    if read != len(names):
-        if not known:
-            raise _Refused(-1101, f"Too many parameters; expected '0' and received '{len(names)}'.")
-        raise _Refused(
-            -1104,
-            f"Not all sent parameters were read; read '{read}' parameter(s) but was sent "
-            f"'{len(names)}'.",
-        )
-
-
-def _legal_symbol(text: str) -> str:
-    if not _SYMBOL.match(text) or text != text.upper():
-        raise _Refused(
-            -1100,
-            f"Illegal characters found in parameter 'symbol'; legal range is '{_SYMBOL_RANGE}'.",
-        )
-    return text
+def _ticker_weight(query: Mapping[str, str]) -> int:
+    return 2 if "symbol" in query else 80
 
 
 def _limit(request: web.Request, default: int) -> int:
-    text = request.query.get("limit")
-    if text is None:
-        return default
-    if not _LIMIT.match(text):
-        raise _Refused(
-            -1100,
-            "Illegal characters found in parameter 'limit'; legal range is '^[0-9]{1,20}$'.",
-        )
-    if int(text) == 0:
-        raise _Refused(-1130, "Data sent for parameter 'limit' is not valid.")
-    return int(text)
+    limit = number_of(request, "limit", default)
+    if limit == 0:
+        raise Refused(-1130, "Data sent for parameter 'limit' is not valid.")
+    return limit
 
 
 def _book(book: BookState) -> bytes:
@@ -266,6 +236,58 @@ def _levels(levels: tuple[tuple[int, int], ...]) -> bytes:
     return ",".join(
         f'["{eight_decimals(price)}","{eight_decimals(quantity)}"]' for price, quantity in levels
     ).encode()
+
+
+def _span(request: web.Request) -> tuple[int, int]:
+    begin = number_of(request, "startTime", 0)
+    end = number_of(request, "endTime", 10**18)
+    if begin > end:
+        raise Refused(-1023, "Start time is greater than end time.")
+    return begin, end
+
+
+def _candle(candle: Candle, scale: int) -> list[object]:
+    return [
+        candle.open_us // scale,
+        eight_decimals(candle.open),
+        eight_decimals(candle.high),
+        eight_decimals(candle.low),
+        eight_decimals(candle.close),
+        eight_decimals(candle.volume),
+        candle.close_us // scale,
+        eight_decimals(candle.quote_volume),
+        candle.trades,
+        eight_decimals(candle.taker_volume),
+        eight_decimals(candle.taker_quote_volume),
+        "0",
+    ]
+
+
+def _day(day: Ticker, scale: int) -> dict[str, object]:
+    average = day.quote_volume * SCALE // day.volume if day.volume else 0
+    return {
+        "symbol": day.symbol,
+        "priceChange": eight_decimals(day.last - day.open),
+        "priceChangePercent": f"{(day.last - day.open) / day.open * 100:.3f}",
+        "weightedAvgPrice": eight_decimals(average),
+        "prevClosePrice": eight_decimals(day.previous_close),
+        "lastPrice": eight_decimals(day.last),
+        "lastQty": eight_decimals(day.last_quantity),
+        "bidPrice": eight_decimals(day.bid),
+        "bidQty": eight_decimals(day.bid_quantity),
+        "askPrice": eight_decimals(day.ask),
+        "askQty": eight_decimals(day.ask_quantity),
+        "openPrice": eight_decimals(day.open),
+        "highPrice": eight_decimals(day.high),
+        "lowPrice": eight_decimals(day.low),
+        "volume": eight_decimals(day.volume),
+        "quoteVolume": eight_decimals(day.quote_volume),
+        "openTime": day.open_us // scale,
+        "closeTime": day.time_us // scale,
+        "firstId": day.first_trade_id,
+        "lastId": day.last_trade_id,
+        "count": day.trades,
+    }
 
 
 def _listed(spec: SymbolSpec) -> dict[str, Any]:
@@ -329,35 +351,9 @@ def _listed(spec: SymbolSpec) -> dict[str, Any]:
     }
 
 
-def _rate(kind: str, interval: str, number: int, limit: int) -> dict[str, object]:
-    return {"rateLimitType": kind, "interval": interval, "intervalNum": number, "limit": limit}
-
-
 def _microseconds(request: web.Request) -> bool:
     return request.headers.get("X-MBX-TIME-UNIT", "").upper() == "MICROSECOND"
 
 
 def _now(request: web.Request) -> int:
     return time.time_ns() // (1_000 if _microseconds(request) else 1_000_000)
-
-
-def _server_error(status: int) -> web.Response:
-    if status in (500, 503):
-        told = {
-            500: (-1000, "An unknown error occurred while processing the request."),
-            503: (-1001, "Internal error; unable to process your request. Please try again."),
-        }[status]
-        return _json({"code": told[0], "msg": told[1]}, status)
-    return web.Response(
-        status=status,
-        text=f"<html><body><h1>{status} Server Error</h1></body></html>",
-        content_type="text/html",
-    )
-
-
-def _json(body: object, status: int = 200) -> web.Response:
-    return web.Response(
-        status=status,
-        body=json.dumps(body, separators=(",", ":")).encode(),
-        content_type="application/json",
-    )

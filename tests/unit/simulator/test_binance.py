@@ -97,7 +97,7 @@ def test_an_event_is_written_as_the_venue_writes_it(event: Event, stream: str, t
     protocol = BinanceSpot()
     payload = protocol.encode(event)
     assert payload.decode() == text
-    assert protocol.stream_of(event) == stream
+    assert stream in protocol.streams_of(event)
     wrapped = protocol.frame(event, stream, payload, Variant(combined=True, microseconds=False))
     assert wrapped.decode() == f'{{"stream":"{stream}","data":{text}}}'
     assert protocol.frame(event, stream, payload, Variant(False, False)) == payload
@@ -112,7 +112,7 @@ def test_the_ticker_has_the_venues_fields_in_its_order() -> None:
 
 def test_the_slower_diff_stream_has_the_short_name() -> None:
     event = DepthUpdate("BTCUSDT", 1000, 0, 1, 2, [], [])
-    assert BinanceSpot().stream_of(event) == "btcusdt@depth"
+    assert list(BinanceSpot().streams_of(event)) == ["btcusdt@depth"]
 
 
 def test_microseconds_change_times_and_nothing_else() -> None:

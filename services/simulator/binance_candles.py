@@ -1,6 +1,6 @@
 """Longer candles, made of the minutes of a market.
 
-Follows "Kline/Candlestick chart intervals" of Binance's futures documents: weeks begin on Monday,
+Follows "Kline/Candlestick chart intervals" of Binance's documents: weeks begin on Monday,
 months on their first day, everything else is counted from the epoch, in UTC.
 """
 
