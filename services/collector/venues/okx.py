@@ -1,247 +1,99 @@
 """OKX v5: spot, perpetual swaps, futures and options.
 
-Follows OKX's "WebSocket API v5" documents as of 2026: channels `books`, `books-l2-tbt`, `bbo-tbt`
-and `trades`. A book's snapshot comes in the stream, and each change names in `prevSeqId` the one
-before. Recordings of 2021 and 2022 have no such ids; there the checksum alone tells that nothing is
-missing. Quantities of derivatives are contracts, as the venue sends them.
+Follows OKX's v5 documents as of 2026. A book's snapshot comes in the stream, and each change names
+in `prevSeqId` the one before. Recordings of 2021 and 2022 have no such ids; there the checksum
+alone tells that nothing is missing. Quantities of derivatives are contracts, as the venue sends
+them; `InstrumentSpec.contract_size` says what one is worth.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, TypeAlias
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import msgspec
+from marketprism.market.v1 import common_pb2
 
+from services.collector.venues import okx_channels, okx_rest
 from services.collector.venues.base import (
-    Acknowledgement,
     BookChecksum,
     BookDiff,
-    BookHeartbeat,
     BookSnapshot,
-    Goodbye,
+    ConnectionRules,
     Ignored,
     InstrumentSpec,
     MalformedFrameError,
+    Observation,
+    Poll,
     RestRequest,
-    Several,
+    Selection,
     SnapshotSource,
-    TopOfBook,
+    Subscription,
     TradePrint,
-    VenueFault,
     VenueMessage,
+    VenueRequest,
 )
 from services.collector.venues.okx_checksum import OkxChecksum
-from services.shared.decimals import InvalidDecimalError, canonical_decimal
+from services.collector.venues.okx_common import DECODE_ERRORS
+from services.collector.venues.okx_instruments import infer_spec
+from services.collector.venues.okx_market import BOOK_CHANNELS, OkxBookUpdate, market_decoders
+from services.collector.venues.okx_observations import observation_decoders
 
 __all__ = ["Okx", "OkxBookUpdate"]
 
-# [price, size, deprecated, orders]
-_Levels = list[Annotated[list[str], msgspec.Meta(min_length=2)]]
-_Id: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
-_PreviousId: TypeAlias = Annotated[int, msgspec.Meta(ge=-1, le=2**63 - 1)]  # -1: a snapshot
-_Number: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,18}\Z")]
-_Time: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,14}\Z")]
 _PREFIX = b'{"arg":{"channel":"'
+_CHANNEL = len(_PREFIX)
 _INSTRUMENT = b'"instId":"'
-_BOOK_LEVELS = {"books": 400, "books-l2-tbt": 400, "books50-l2-tbt": 50}
-_CHANNELS = ("books", "trades", "bbo-tbt")
-_INSTRUMENTS_PER_FRAME = 50
-_DECODE_ERRORS = (msgspec.DecodeError, UnicodeError, RecursionError, InvalidDecimalError)
-
-
-@dataclass(frozen=True, slots=True)
-class OkxBookUpdate:
-    """An `update` of a book channel; see `BookDiff`."""
-
-    native_symbol: str
-    """Instrument."""
-    previous: int
-    """`prevSeqId`; 0 when the recording is older than it."""
-    last: int
-    """`seqId`; 0 when the recording is older than it."""
-    bids: Sequence[tuple[str, str]]
-    """Changed bids."""
-    asks: Sequence[tuple[str, str]]
-    """Changed asks."""
-    exchange_time: int
-    """`ts` in nanoseconds."""
-    checksum: int
-    """CRC32 of the book after this; 0 when not told."""
-
-    @property
-    def first(self) -> int:
-        """OKX names only the last change."""
-        return self.last
-
-
-class _Argument(msgspec.Struct, gc=False, frozen=True):
-    channel: str
-    native_symbol: str = msgspec.field(name="instId")
-
-
-class _Book(msgspec.Struct, gc=False, frozen=True):
-    bids: _Levels
-    asks: _Levels
-    time: _Time = msgspec.field(name="ts")
-    checksum: int = 0
-    last: _Id | None = msgspec.field(name="seqId", default=None)
-    previous: _PreviousId | None = msgspec.field(name="prevSeqId", default=None)
-
-
-class _BookFrame(msgspec.Struct, gc=False, frozen=True):
-    arg: _Argument
-    action: str
-    data: Annotated[list[_Book], msgspec.Meta(min_length=1)]
-
-
-class _Top(msgspec.Struct, gc=False, frozen=True):
-    bids: _Levels
-    asks: _Levels
-    time: _Time = msgspec.field(name="ts")
-    sequence: _Id = msgspec.field(name="seqId", default=0)
-
-
-class _TopFrame(msgspec.Struct, gc=False, frozen=True):
-    arg: _Argument
-    data: Annotated[list[_Top], msgspec.Meta(min_length=1)]
-
-
-class _Trade(msgspec.Struct, gc=False, frozen=True):
-    native_symbol: str = msgspec.field(name="instId")
-    trade_id: _Number = msgspec.field(name="tradeId")
-    price: str = msgspec.field(name="px")
-    quantity: str = msgspec.field(name="sz")
-    side: str
-    time: _Time = msgspec.field(name="ts")
-
-
-class _TradeFrame(msgspec.Struct, gc=False, frozen=True):
-    data: Annotated[list[_Trade], msgspec.Meta(min_length=1)]
-
-
-class _Instrument(msgspec.Struct, gc=False, frozen=True):
-    native_symbol: str = msgspec.field(name="instId")
-    state: str = ""
-    tick: str = msgspec.field(name="tickSz", default="")
-    lot: str = msgspec.field(name="lotSz", default="")
-    minimum: str = msgspec.field(name="minSz", default="")
-
-
-class _Instruments(msgspec.Struct, gc=False, frozen=True):
-    data: list[_Instrument]
-
-
-class _RestBooks(msgspec.Struct, gc=False, frozen=True):
-    data: Annotated[list[_Book], msgspec.Meta(min_length=1)]
-
+_KINDS = frozenset(
+    (
+        common_pb2.EVENT_KIND_TRADE,
+        common_pb2.EVENT_KIND_ORDER_BOOK,
+        common_pb2.EVENT_KIND_BEST_BID_OFFER,
+        common_pb2.EVENT_KIND_TICKER,
+        common_pb2.EVENT_KIND_CANDLE,
+        common_pb2.EVENT_KIND_FUNDING_RATE,
+        common_pb2.EVENT_KIND_MARK_PRICE,
+        common_pb2.EVENT_KIND_INDEX_PRICE,
+        common_pb2.EVENT_KIND_OPEN_INTEREST,
+        common_pb2.EVENT_KIND_LIQUIDATION,
+        common_pb2.EVENT_KIND_LONG_SHORT_RATIO,
+        common_pb2.EVENT_KIND_OPTION_GREEKS,
+    )
+)
+_RULES = ConnectionRules(
+    topics=240,
+    request_seconds=0.25,
+    requests_per_hour=480,
+    connects=3,
+    connect_seconds=1.0,
+    keepalive_frame="ping",
+    keepalive_seconds=20.0,
+)
+_ROUTE = "/ws/v5/"
+_BY_DEFAULT = ("books", "trades", "bbo-tbt")
 
 _decode_any = msgspec.json.Decoder().decode
-_decode_instruments = msgspec.json.Decoder(_Instruments).decode
-_decode_rest_books = msgspec.json.Decoder(_RestBooks).decode
-_decode_rest_trades = msgspec.json.Decoder(_TradeFrame).decode
-
-
-def _pairs(levels: list[list[str]]) -> list[tuple[str, str]]:
-    return [(level[0], level[1]) for level in levels]
-
-
-def _nanoseconds(time: str) -> int:
-    return int(time) * 1_000_000
-
-
-def _one_or_several(messages: list[VenueMessage]) -> VenueMessage:
-    return messages[0] if len(messages) == 1 else Several(tuple(messages))
-
-
-def _books(frame: _BookFrame) -> VenueMessage:
-    return _one_or_several([_book(frame.arg, frame.action, book) for book in frame.data])
-
-
-def _book(arg: _Argument, action: str, book: _Book) -> VenueMessage:
-    name = arg.native_symbol
-    if action == "snapshot":
-        return _snapshot(book, name, _BOOK_LEVELS.get(arg.channel, 0))
-    if action != "update":
-        raise msgspec.ValidationError(f"expected action snapshot or update, got {action[:40]!r}")
-    if book.previous == -1 or (book.last is None) != (book.previous is None):
-        raise msgspec.ValidationError(
-            f"expected seqId and prevSeqId of an update, got {book.last} and {book.previous}"
-        )
-    if book.last is not None and book.last == book.previous and not book.bids and not book.asks:
-        return BookHeartbeat(name, book.last, book.checksum)
-    return OkxBookUpdate(
-        name,
-        book.previous or 0,
-        book.last or 0,
-        _pairs(book.bids),
-        _pairs(book.asks),
-        _nanoseconds(book.time),
-        book.checksum,
-    )
-
-
-def _snapshot(book: _Book, native_symbol: str, limit: int) -> BookSnapshot:
-    return BookSnapshot(
-        book.last or 0,
-        _pairs(book.bids),
-        _pairs(book.asks),
-        limit,
-        _nanoseconds(book.time),
-        book.checksum,
-        native_symbol,
-    )
-
-
-def _tops(frame: _TopFrame) -> VenueMessage:
-    def best(levels: list[list[str]]) -> tuple[str, str]:
-        if not levels:
-            return "", ""
-        return canonical_decimal(levels[0][0]), canonical_decimal(levels[0][1])
-
-    name = frame.arg.native_symbol
-    return _one_or_several(
-        [
-            TopOfBook(name, top.sequence, _nanoseconds(top.time), best(top.bids), best(top.asks))
-            for top in frame.data
-        ]
-    )
-
-
-def _trade(trade: _Trade) -> TradePrint:
-    if trade.side not in ("buy", "sell"):
-        raise msgspec.ValidationError(f"expected side buy or sell, got {trade.side[:40]!r}")
-    return TradePrint(
-        trade.native_symbol,
-        int(trade.trade_id),
-        _nanoseconds(trade.time),
-        canonical_decimal(trade.price),
-        canonical_decimal(trade.quantity),
-        trade.side == "sell",
-    )
-
-
-def _decoders() -> dict[str, Callable[[bytes], VenueMessage]]:
-    book = msgspec.json.Decoder(_BookFrame).decode
-    top = msgspec.json.Decoder(_TopFrame).decode
-    trade = msgspec.json.Decoder(_TradeFrame).decode
-    decoders: dict[str, Callable[[bytes], VenueMessage]] = {
-        "bbo-tbt": lambda frame: _tops(top(frame)),
-        "trades": lambda frame: _one_or_several([_trade(each) for each in trade(frame).data]),
-    }
-    for channel in _BOOK_LEVELS:
-        decoders[channel] = lambda frame: _books(book(frame))
-    return decoders
 
 
 class Okx:
-    """Adapter of OKX v5; see `VenueAdapter`."""
+    """Adapter of OKX v5; see `VenueAdapter`.
+
+    `option_families` are the families whose options are listed: OKX lists them by family only.
+    """
 
     snapshot_source = SnapshotSource.STREAM
     ordered_ids = False
+    kinds = _KINDS
+    default_rest_url = "https://www.okx.com"
+    default_ws_url = "wss://ws.okx.com:8443"
+    connection_rules = _RULES
+    rest_pool = okx_rest.POOL
 
-    def __init__(self, exchange: str = "okx") -> None:
+    def __init__(
+        self, exchange: str = "okx", option_families: Iterable[str] = okx_rest.OPTION_FAMILIES
+    ) -> None:
         self.exchange = exchange
-        self._decoders = _decoders()
+        self._option_families = tuple(option_families)
+        decoders = {**market_decoders(), **observation_decoders()}
+        self._decoders = {channel.encode(): decoder for channel, decoder in decoders.items()}
 
     # Frames
 
@@ -250,55 +102,36 @@ class Okx:
         data = frame.encode("utf-8", "surrogatepass") if isinstance(frame, str) else frame
         if data == b"pong":
             return Ignored("pong")
-        channel = ""
+        channel = b""
         try:
             if data.startswith(_PREFIX):
                 # The channel's name tells the type before any JSON is read:
                 # {"arg":{"channel":"books","instId":"BTC-USDT"},"action":"update","data":[...]}
-                end = data.find(b'"', len(_PREFIX))
-                channel = data[len(_PREFIX) : end].decode()
+                channel = data[_CHANNEL : data.find(b'"', _CHANNEL)]
                 decoder = self._decoders.get(channel)
                 if decoder is not None:
                     return decoder(data)
             message = _decode_any(data)
             if isinstance(message, dict):
                 argument = message.get("arg")
-                if isinstance(argument, dict) and "data" in message and not channel:
-                    channel = str(argument.get("channel"))
+                if isinstance(argument, dict) and "data" in message:
+                    name = str(argument.get("channel"))
+                    channel = name.encode("utf-8", "surrogatepass")
                     decoder = self._decoders.get(channel)
-                    if decoder is not None:
-                        return decoder(data)
+                    return Ignored(name[:80]) if decoder is None else decoder(data)
                 return self._decode_other(message, data)
-        except _DECODE_ERRORS as error:
+        except DECODE_ERRORS as error:
             raise MalformedFrameError(
                 f"{self.exchange}: {error} in frame {data[:160]!r}",
                 self._instrument_of(data),
-                concerns_book=channel in _BOOK_LEVELS or channel not in self._decoders,
+                concerns_book=channel not in self._decoders or channel.decode() in BOOK_CHANNELS,
             ) from error
         raise MalformedFrameError(f"{self.exchange}: expected a JSON object, got {data[:160]!r}")
 
     def _decode_other(self, message: dict[Any, Any], data: bytes) -> VenueMessage:
-        event = message.get("event")
-        number = message.get("id")
-        request_id = (
-            int(number)
-            if isinstance(number, str)
-            and number.isascii()
-            and number.isdigit()
-            and len(number) < 19
-            else None
-        )
-        if event == "subscribe" and request_id is not None:
-            return Acknowledgement(request_id)
-        if event == "error":
-            return VenueFault(request_id, str(message.get("code", "")), str(message.get("msg", "")))
-        if event == "notice":
-            return Goodbye(str(message.get("msg", "")))
-        if event is not None:
-            return Ignored(str(event)[:80])
-        argument = message.get("arg")
-        if isinstance(argument, dict) and "data" in message:
-            return Ignored(str(argument.get("channel"))[:80])
+        answer = okx_channels.response(message)
+        if answer is not None:
+            return answer
         if "table" in message:
             return Ignored(f"v3 {message['table']}"[:80])
         raise MalformedFrameError(f"{self.exchange}: a frame of no known kind: {data[:160]!r}")
@@ -313,94 +146,92 @@ class Okx:
             return ""
         return head[begin + len(_INSTRUMENT) : end].decode(errors="ignore")
 
+    def route_url(self, ws_url: str, route: str) -> str:
+        """Give the address of the public route (""), or of the one named "business".
+
+        `ws_url` may be the base or end in a route, which is replaced.
+        """
+        base, path, _ = ws_url.partition(_ROUTE)
+        return f"{base if path else ws_url.rstrip('/')}{_ROUTE}{route or 'public'}"
+
+    def opening_requests(self, first_request_id: int) -> list[VenueRequest]:
+        """None: public channels ask for no login."""
+        return []
+
+    def subscriptions(self, spec: InstrumentSpec, selection: Selection) -> list[Subscription]:
+        """Streams of one instrument that bring what is selected."""
+        return okx_channels.subscriptions(spec, selection)
+
+    def shared_subscriptions(
+        self, specs: Sequence[InstrumentSpec], selection: Selection
+    ) -> list[Subscription]:
+        """Option summaries by family, liquidations by type, indices, and changes of the lists."""
+        return okx_channels.shared_subscriptions(specs, selection)
+
+    def subscribe(self, topics: Sequence[str], first_request_id: int) -> list[VenueRequest]:
+        """Make the requests that subscribe to these topics. Raises ValueError on a bad topic."""
+        return okx_channels.requests("subscribe", topics, first_request_id, exchange=self.exchange)
+
+    def unsubscribe(self, topics: Sequence[str], first_request_id: int) -> list[VenueRequest]:
+        """Make the requests that end these subscriptions. Raises ValueError on a bad topic."""
+        return okx_channels.requests(
+            "unsubscribe", topics, first_request_id, exchange=self.exchange
+        )
+
     def subscribe_frames(
         self, native_symbols: Iterable[str], first_request_id: int
     ) -> list[tuple[int, Sequence[str], str]]:
-        """Subscriptions to `books`, `trades` and `bbo-tbt`, 50 instruments in each."""
+        """Subscriptions to `books`, `trades` and `bbo-tbt`, which the public route serves."""
         symbols = list(native_symbols)
         frames: list[tuple[int, Sequence[str], str]] = []
-        for start in range(0, len(symbols), _INSTRUMENTS_PER_FRAME):
-            part = symbols[start : start + _INSTRUMENTS_PER_FRAME]
-            request_id = first_request_id + len(frames)
-            request = {
-                "id": str(request_id),
-                "op": "subscribe",
-                "args": [
-                    {"channel": channel, "instId": symbol}
-                    for symbol in part
-                    for channel in _CHANNELS
-                ],
-            }
-            frames.append((request_id, part, msgspec.json.encode(request).decode()))
+        for start in range(0, len(symbols), 50):
+            part = symbols[start : start + 50]
+            topics = [f"{channel}:{name}" for name in part for channel in _BY_DEFAULT]
+            made = self.subscribe(topics, first_request_id + len(frames))
+            frames.extend((request.request_id, part, request.frame) for request in made)
         return frames
 
     # REST
 
+    def instrument_requests(self) -> list[RestRequest]:
+        """GET /api/v5/public/instruments of each type, and of each family of options."""
+        return okx_rest.instrument_requests(self._option_families)
+
     def instruments_request(self) -> RestRequest:
         """GET /api/v5/public/instruments of spot; the other types answer in the same form."""
-        return RestRequest("/api/v5/public/instruments", 1, {"instType": "SPOT"})
+        return self.instrument_requests()[0]
 
     def decode_instruments(self, body: bytes) -> list[InstrumentSpec]:
         """Decode a list of instruments of any type; a malformed step is left empty."""
-        try:
-            answer = _decode_instruments(body)
-        except _DECODE_ERRORS as error:
-            raise MalformedFrameError(f"{self.exchange}: instruments: {error}") from error
-
-        def step(text: str) -> str:
-            try:
-                number = canonical_decimal(text) if text else ""
-            except InvalidDecimalError:
-                return ""
-            return "" if number == "0" else number
-
-        specs = []
-        for item in answer.data:
-            name = self.infer_instrument(item.native_symbol)
-            specs.append(
-                InstrumentSpec(
-                    exchange=self.exchange,
-                    symbol=name.symbol,
-                    native_symbol=item.native_symbol,
-                    base=name.base,
-                    quote=name.quote,
-                    tick_size=step(item.tick),
-                    lot_size=step(item.lot),
-                    min_quantity=step(item.minimum),
-                    trading=item.state == "live",
-                )
-            )
-        return specs
+        return okx_rest.decode_instruments(body, self.exchange)
 
     def snapshot_request(self, native_symbol: str, depth: int) -> RestRequest:
         """GET /api/v5/market/books: for a look; books are built on the stream's snapshot."""
-        size = str(min(depth, 400))
-        return RestRequest("/api/v5/market/books", 1, {"instId": native_symbol, "sz": size})
+        return okx_rest.snapshot_request(native_symbol, depth)
 
     def decode_snapshot(self, body: bytes, request: RestRequest) -> BookSnapshot:
         """Decode a book."""
-        native_symbol = request.query.get("instId", "")
-        try:
-            book = _decode_rest_books(body).data[0]
-        except _DECODE_ERRORS as error:
-            raise MalformedFrameError(
-                f"{self.exchange}: books: {error} in {body[:160]!r}", native_symbol
-            ) from error
-        return _snapshot(book, native_symbol, int(request.query.get("sz", "0")))
+        return okx_rest.decode_snapshot(body, request, self.exchange)
 
     def trades_request(self, native_symbol: str, first_id: int, count: int) -> RestRequest:
-        """GET /api/v5/market/trades: the latest 500."""
-        return RestRequest("/api/v5/market/trades", 1, {"instId": native_symbol, "limit": "500"})
+        """GET /api/v5/market/history-trades: at most 100 trades from `first_id` on."""
+        return okx_rest.trades_request(native_symbol, first_id, count)
 
     def decode_trades(self, body: bytes, native_symbol: str) -> list[TradePrint]:
         """Decode past trades, oldest first."""
-        try:
-            trades = [_trade(each) for each in _decode_rest_trades(body).data]
-        except _DECODE_ERRORS as error:
-            raise MalformedFrameError(
-                f"{self.exchange}: trades: {error} in {body[:160]!r}", native_symbol
-            ) from error
-        return sorted(trades, key=lambda trade: trade.trade_id)
+        return okx_rest.decode_trades(body, native_symbol, self.exchange)
+
+    def polls(self, specs: Sequence[InstrumentSpec], selection: Selection) -> list[Poll]:
+        """Long/short ratios of swaps and futures, and the open interest of options."""
+        return okx_rest.polls(specs, selection)
+
+    def decode_poll(self, body: bytes, poll: Poll) -> list[Observation]:
+        """Decode the answer to a poll, oldest first."""
+        return okx_rest.decode_poll(body, poll, self.exchange)
+
+    def rest_refusal(self, status: int, body: bytes) -> float | None:
+        """Tell whether an answer says that we ask too much: HTTP 429, code 50011 and its like."""
+        return okx_rest.rest_refusal(status, body)
 
     # Synchronisation
 
@@ -424,12 +255,4 @@ class Okx:
 
     def infer_instrument(self, native_symbol: str) -> InstrumentSpec:
         """Read BTC-USDT, BTC-USDT-SWAP, BTC-USD-261225 and BTC-USD-261225-66000-C."""
-        base, _, rest = native_symbol.partition("-")
-        quote, _, term = rest.partition("-")
-        date, dash, option = term.partition("-")
-        if date == "SWAP":
-            date = "PERP"
-        elif len(date) == 6 and date.isdigit():
-            date = f"20{date}"
-        symbol = "-".join(part for part in (base, quote, f"{date}{dash}{option}") if part)
-        return InstrumentSpec(self.exchange, symbol, native_symbol, base, quote)
+        return infer_spec(self.exchange, native_symbol)
