@@ -17,10 +17,14 @@ from services.collector.venues.base import (
     BookSnapshot,
     Goodbye,
     Ignored,
+    InstrumentsChanged,
     InstrumentSpec,
     MalformedFrameError,
+    Observation,
+    Ping,
     RestRequest,
     Several,
+    SkippedTrade,
     SnapshotSource,
     TopOfBook,
     TradePrint,
@@ -36,6 +40,16 @@ __all__ = ["CaptureReport", "verify_capture", "verify_captures"]
 
 _POLICY = SnapshotPolicy(every_seconds=float("inf"), refresh_seconds=float("inf"))
 _TICKERS_KEPT = 512
+_NO_BOOK = (
+    Acknowledgement,
+    Goodbye,
+    Ignored,
+    InstrumentsChanged,
+    Observation,
+    Ping,
+    SkippedTrade,
+    VenueFault,
+)
 
 
 class _Discard:
@@ -175,7 +189,7 @@ class _Verifier:
         elif isinstance(message, Several):
             for each in message.messages:
                 self._message(adapter, record, each)
-        elif not isinstance(message, Acknowledgement | VenueFault | Goodbye | Ignored):
+        elif not isinstance(message, _NO_BOOK):
             book = self._book(adapter, connection, message.native_symbol)
             if isinstance(message, BookSnapshot):
                 book.synchroniser.on_stream_snapshot(message, record.receive_time)

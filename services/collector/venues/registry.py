@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from services.collector.venues.base import VenueAdapter
 from services.collector.venues.binance_futures import BinanceFutures
 from services.collector.venues.binance_spot import BinanceSpot
+from services.collector.venues.deribit import Deribit
 from services.collector.venues.okx import Okx
 from services.shared.errors import InvalidArgument
 
@@ -34,6 +35,7 @@ _ADAPTERS = {
     "binance_usdm": _Entry(lambda: BinanceFutures("binance_usdm", "/fapi/v1"), live=False),
     "binance_coinm": _Entry(lambda: BinanceFutures("binance_coinm", "/dapi/v1"), live=False),
     "okx": _Entry(Okx, live=False),
+    "deribit": _Entry(Deribit, live=False),
 }
 
 _HOSTS = (
@@ -42,6 +44,7 @@ _HOSTS = (
     (re.compile(r"(?:fstream|fapi)(?:-[a-z]+|[0-9])?\.binance\.com"), "binance_usdm"),
     (re.compile(r"(?:dstream|dapi)(?:-[a-z]+|[0-9])?\.binance\.com"), "binance_coinm"),
     (re.compile(r"(?:ws(?:aws|pap|eea|us)?|www|aws|eea|us|app)\.oke?x\.com"), "okx"),
+    (re.compile(r"(?:(?:www|streams?|test|history)\.)?deribit\.com"), "deribit"),
 )
 
 

@@ -21,7 +21,7 @@ def test_every_adapter_knows_its_venue() -> None:
     assert set(live_exchanges()) < set(exchanges())
 
 
-@pytest.mark.parametrize("exchange", ["okx", "binance_usdm", "binance_coinm"])
+@pytest.mark.parametrize("exchange", ["okx", "binance_usdm", "binance_coinm", "deribit"])
 def test_what_can_only_be_verified_is_not_collected(exchange: str) -> None:
     with pytest.raises(InvalidArgument, match="cannot be collected live yet, only its captures"):
         live_adapter_for_exchange(exchange)
@@ -50,7 +50,12 @@ def test_configuring_such_a_venue_names_the_place(tmp_path: Path) -> None:
         ("wss://ws.okex.com:8443/ws/v5/public", "okx"),
         ("https://www.okx.com/api/v5/public/instruments", "okx"),
         ("wss://ws.okx.com.example.org/", None),
-        ("wss://streams.deribit.com/ws/api/v2", None),
+        ("wss://streams.deribit.com/ws/api/v2", "deribit"),
+        ("wss://www.deribit.com/ws/api/v2", "deribit"),
+        ("wss://test.deribit.com/ws/api/v2", "deribit"),
+        ("https://history.deribit.com/api/v2/public/get_instruments?currency=BTC", "deribit"),
+        ("wss://www.deribit.com.example.org/", None),
+        ("wss://notderibit.com/", None),
     ],
 )
 def test_hosts_tell_the_venue(url: str, exchange: str | None) -> None:
