@@ -1,9 +1,11 @@
-"""What Binance's protocols share: the shape of streams, requests, answers and names."""
+"""What Binance's protocols share: types, times, requests, answers and names."""
 
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Any, TypeAlias
+from dataclasses import replace
+from typing import Annotated, Any, NamedTuple, TypeAlias
 
 import msgspec
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.collector.venues.base import (
     Acknowledgement,
@@ -11,29 +13,35 @@ from services.collector.venues.base import (
     InstrumentSpec,
     MalformedFrameError,
     RestRequest,
-    TopOfBook,
     TradePrint,
     VenueFault,
+    VenueRequest,
 )
 from services.shared.decimals import InvalidDecimalError, canonical_decimal
 
 __all__ = [
     "COMBINED",
     "DECODE_ERRORS",
-    "BookTicker",
+    "INTERVALS",
+    "NO_STEPS",
     "Id",
     "Levels",
     "Snapshot",
+    "Steps",
     "Time",
     "decode_answer",
     "decode_depth",
     "decode_trades",
     "nanoseconds",
+    "read_steps",
+    "rest_refusal",
     "split_pair",
+    "step",
     "stream_of",
+    "stream_requests",
     "subscribe_requests",
-    "symbol_spec",
-    "top_of_book",
+    "timestamp",
+    "unique",
 ]
 
 Levels = list[tuple[str, str]]
@@ -44,31 +52,12 @@ COMBINED = b'{"stream":"'
 DECODE_ERRORS = (msgspec.DecodeError, UnicodeError, RecursionError, InvalidDecimalError)
 _STREAMS_PER_FRAME = 150
 _MICROSECONDS = 10**14  # a time above this is in microseconds (timeUnit=microsecond), not milli
-_QUOTES = (
-    "USDT", "FDUSD", "USDC", "TUSD", "BUSD", "USDP", "USD1", "DAI", "BTC", "ETH", "BNB", "EUR",
-    "TRY", "BRL", "GBP", "AUD", "USD", "JPY", "MXN", "ARS", "PLN", "RUB", "UAH", "NGN", "ZAR",
-    "IDRT", "BIDR", "PAX", "TRX", "XRP", "DOGE", "DOT",
-)  # fmt: skip
-_BY_LENGTH = sorted(_QUOTES, key=len, reverse=True)
-
-
-class BookTicker(msgspec.Struct, gc=False, frozen=True):
-    """The `bookTicker` payload."""
-
-    native_symbol: str = msgspec.field(name="s")
-    """Instrument."""
-    update_id: Id = msgspec.field(name="u")
-    """Order book update id."""
-    bid_price: str = msgspec.field(name="b")
-    """Best bid."""
-    bid_quantity: str = msgspec.field(name="B")
-    """Quantity of the best bid."""
-    ask_price: str = msgspec.field(name="a")
-    """Best ask."""
-    ask_quantity: str = msgspec.field(name="A")
-    """Quantity of the best ask."""
-    event_time: Time = msgspec.field(name="E", default=0)
-    """Event time as sent."""
+_TOO_MANY_REQUESTS = -1003
+# Lengths of candles in seconds, as Binance calls them; `1M` has no length. Spot alone has `1s`.
+INTERVALS = {
+    1: "1s", 60: "1m", 180: "3m", 300: "5m", 900: "15m", 1800: "30m", 3600: "1h", 7200: "2h",
+    14400: "4h", 21600: "6h", 28800: "8h", 43200: "12h", 86400: "1d", 259200: "3d", 604800: "1w",
+}  # fmt: skip
 
 
 class Snapshot(msgspec.Struct, gc=False, frozen=True):
@@ -82,6 +71,24 @@ class Snapshot(msgspec.Struct, gc=False, frozen=True):
     """Asks, best first."""
     event_time: Time = msgspec.field(name="E", default=0)
     """Time of the answer as sent; 0 on spot, which tells none."""
+    symbol: str = ""
+    """Instrument; only COIN-M tells it."""
+
+
+class Steps(NamedTuple):
+    """Steps and least sizes of an instrument's orders, canonical, empty when not told."""
+
+    tick_size: str
+    """Smallest price step."""
+    lot_size: str
+    """Smallest quantity step."""
+    min_quantity: str
+    """Smallest order."""
+    min_notional: str
+    """Smallest order value in quote currency."""
+
+
+NO_STEPS = Steps("", "", "", "")
 
 
 class _RestTrade(msgspec.Struct, gc=False, frozen=True, rename="camel"):
@@ -94,6 +101,7 @@ class _RestTrade(msgspec.Struct, gc=False, frozen=True, rename="camel"):
 
 _decode_snapshot = msgspec.json.Decoder(Snapshot).decode
 _decode_trades = msgspec.json.Decoder(list[_RestTrade]).decode
+_decode_any = msgspec.json.Decoder().decode
 
 
 def nanoseconds(time: int) -> int:
@@ -101,18 +109,9 @@ def nanoseconds(time: int) -> int:
     return time * (1_000 if time > _MICROSECONDS else 1_000_000)
 
 
-def top_of_book(data: BookTicker) -> TopOfBook:
-    """Give the best bid and offer of a `bookTicker`."""
-    bid = (canonical_decimal(data.bid_price), canonical_decimal(data.bid_quantity))
-    ask = (canonical_decimal(data.ask_price), canonical_decimal(data.ask_quantity))
-    # An empty side comes as price 0, quantity 0.
-    return TopOfBook(
-        data.native_symbol,
-        data.update_id,
-        nanoseconds(data.event_time),
-        ("", "") if bid[1] == "0" else bid,
-        ("", "") if ask[1] == "0" else ask,
-    )
+def timestamp(time: int) -> Timestamp | None:
+    """Give a time in nanoseconds as message; None, which leaves a field unset, for 0."""
+    return Timestamp(seconds=time // 10**9, nanos=time % 10**9) if time else None
 
 
 def stream_of(data: bytes) -> tuple[str, str]:
@@ -124,57 +123,89 @@ def stream_of(data: bytes) -> tuple[str, str]:
     return (symbol.upper(), kind) if at else ("", "")
 
 
-def decode_answer(
-    exchange: str, message: dict[Any, Any], data: bytes
-) -> Acknowledgement | VenueFault:
-    """Decode the answer to a request; `data` is its text. Raises MalformedFrameError."""
-    request_id = message.get("id")
-    error = message.get("error", message if "code" in message else None)
-    if isinstance(error, dict):
-        return VenueFault(
-            request_id if isinstance(request_id, int) else None,
-            str(error.get("code", "")),
-            str(error.get("msg", "")),
-        )
-    if "result" in message and isinstance(request_id, int):
-        return Acknowledgement(request_id)
-    raise MalformedFrameError(f"{exchange}: a frame of no known kind: {data[:160]!r}")
+# Requests and answers
+
+
+def stream_requests(
+    method: str, streams: Sequence[str], first_request_id: int
+) -> list[VenueRequest]:
+    """SUBSCRIBE or UNSUBSCRIBE requests, at most 150 streams in each to keep frames small."""
+    requests: list[VenueRequest] = []
+    for start in range(0, len(streams), _STREAMS_PER_FRAME):
+        part = tuple(streams[start : start + _STREAMS_PER_FRAME])
+        number = first_request_id + len(requests)
+        frame = msgspec.json.encode({"method": method, "params": part, "id": number})
+        requests.append(VenueRequest(number, part, frame.decode()))
+    return requests
 
 
 def subscribe_requests(
     native_symbols: Iterable[str], streams: Sequence[str], first_request_id: int
 ) -> list[tuple[int, Sequence[str], str]]:
-    """SUBSCRIBE requests, at most 150 streams in each to keep frames small."""
+    """SUBSCRIBE requests of the same streams for several instruments, which are named beside."""
     symbols = list(native_symbols)
     per_frame = _STREAMS_PER_FRAME // len(streams)
     frames: list[tuple[int, Sequence[str], str]] = []
     for start in range(0, len(symbols), per_frame):
         part = symbols[start : start + per_frame]
-        request_id = first_request_id + len(frames)
-        request = {
-            "method": "SUBSCRIBE",
-            "params": [f"{symbol.lower()}@{name}" for symbol in part for name in streams],
-            "id": request_id,
-        }
-        frames.append((request_id, part, msgspec.json.encode(request).decode()))
+        names = [f"{symbol.lower()}@{name}" for symbol in part for name in streams]
+        (request,) = stream_requests("SUBSCRIBE", names, first_request_id + len(frames))
+        frames.append((request.request_id, part, request.frame))
     return frames
+
+
+def decode_answer(
+    exchange: str, message: dict[Any, Any], data: bytes
+) -> Acknowledgement | VenueFault:
+    """Decode the answer to a request; `data` is its text. Raises MalformedFrameError."""
+    request_id = message.get("id")
+    number = request_id if isinstance(request_id, int) else None
+    error = message.get("error", message if "code" in message else None)
+    if isinstance(error, dict):
+        code = error.get("code", "")
+        return VenueFault(
+            number,
+            str(code),
+            str(error.get("msg", "")),
+            rate_limited=code == _TOO_MANY_REQUESTS,
+        )
+    if "result" in message and number is not None:
+        return Acknowledgement(number)
+    raise MalformedFrameError(f"{exchange}: a frame of no known kind: {data[:160]!r}")
+
+
+def rest_refusal(status: int, body: bytes) -> float | None:
+    """Tell of 429 and 418, and of error -1003 under any status; see `VenueAdapter`.
+
+    Binance tells the time to wait in the header `Retry-After`; that of a body is a point in time.
+    """
+    if status in (418, 429):
+        return 0.0
+    if len(body) > 1000 or b'"code"' not in body:
+        return None
+    try:
+        answer = _decode_any(body)
+    except DECODE_ERRORS:
+        return None
+    code = answer.get("code") if isinstance(answer, dict) else None
+    return 0.0 if code == _TOO_MANY_REQUESTS else None
 
 
 def decode_depth(exchange: str, body: bytes, request: RestRequest) -> BookSnapshot:
     """Decode the answer to a depth request. Raises MalformedFrameError."""
     try:
         snapshot = _decode_snapshot(body)
-    except DECODE_ERRORS as error:
+        return BookSnapshot(
+            snapshot.last,
+            snapshot.bids,
+            snapshot.asks,
+            int(request.query.get("limit", "0")),
+            nanoseconds(snapshot.event_time),
+        )
+    except (*DECODE_ERRORS, ValueError) as error:
         raise MalformedFrameError(
             f"{exchange}: depth: {error} in {body[:160]!r}", request.query.get("symbol", "")
         ) from error
-    return BookSnapshot(
-        snapshot.last,
-        snapshot.bids,
-        snapshot.asks,
-        int(request.query.get("limit", "0")),
-        nanoseconds(snapshot.event_time),
-    )
 
 
 def decode_trades(exchange: str, body: bytes, native_symbol: str) -> list[TradePrint]:
@@ -197,39 +228,52 @@ def decode_trades(exchange: str, body: bytes, native_symbol: str) -> list[TradeP
         ) from error
 
 
-def symbol_spec(
-    identity: InstrumentSpec, filters: Sequence[dict[str, Any]], *, trading: bool
-) -> InstrumentSpec:
-    """Complete an instrument from its filters; a malformed filter leaves its steps empty."""
+# Instruments
+
+
+def step(value: object) -> str:
+    """Canonical spelling of a filter's number; empty when it is none, or 0."""
+    try:
+        number = canonical_decimal(value) if isinstance(value, str) and value else ""
+    except InvalidDecimalError:
+        return ""
+    return "" if number == "0" else number
+
+
+def read_steps(filters: Sequence[dict[str, Any]]) -> Steps:
+    """Read an instrument's filters; of a malformed one the steps stay empty."""
     by_type = {str(item.get("filterType")): item for item in filters}
-
-    def step(kind: str, key: str) -> str:
-        value = by_type.get(kind, {}).get(key, "")
-        try:
-            number = canonical_decimal(value) if isinstance(value, str) and value else ""
-        except InvalidDecimalError:
-            return ""
-        return "" if number == "0" else number
-
-    return InstrumentSpec(
-        exchange=identity.exchange,
-        symbol=identity.symbol,
-        native_symbol=identity.native_symbol,
-        base=identity.base,
-        quote=identity.quote,
-        tick_size=step("PRICE_FILTER", "tickSize"),
-        lot_size=step("LOT_SIZE", "stepSize"),
-        min_quantity=step("LOT_SIZE", "minQty"),
-        min_notional=step("NOTIONAL", "minNotional")
-        or step("MIN_NOTIONAL", "minNotional")
-        or step("MIN_NOTIONAL", "notional"),
-        trading=trading,
+    price, lot = by_type.get("PRICE_FILTER", {}), by_type.get("LOT_SIZE", {})
+    notional, least = by_type.get("NOTIONAL", {}), by_type.get("MIN_NOTIONAL", {})
+    return Steps(
+        step(price.get("tickSize")),
+        step(lot.get("stepSize")),
+        step(lot.get("minQty")),
+        step(notional.get("minNotional"))
+        or step(least.get("minNotional"))
+        or step(least.get("notional")),
     )
 
 
-def split_pair(pair: str) -> tuple[str, str]:
-    """Split a name at the longest known quote currency that ends it; ("ABC", "") when none does."""
-    for quote in _BY_LENGTH:
+def unique(specs: Sequence[InstrumentSpec]) -> list[InstrumentSpec]:
+    """Let each symbol name one instrument: that which trades, else the first of the list.
+
+    Another of the same symbol (a listing of old, not yet taken off) goes by its native name.
+    """
+    chosen: dict[str, InstrumentSpec] = {}
+    for spec in specs:
+        other = chosen.get(spec.symbol)
+        if other is None or (spec.trading and not other.trading):
+            chosen[spec.symbol] = spec
+    return [
+        spec if chosen[spec.symbol] is spec else replace(spec, symbol=spec.native_symbol)
+        for spec in specs
+    ]
+
+
+def split_pair(pair: str, quotes: Sequence[str]) -> tuple[str, str]:
+    """Split a name at the first of `quotes` that ends it; ("ABC", "") when none does."""
+    for quote in quotes:
         base = pair.removesuffix(quote)
         if base and base != pair:
             return base, quote

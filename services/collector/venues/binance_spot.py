@@ -5,47 +5,115 @@ streams, `SUBSCRIBE` requests, diff depth with `U` and `u`, the rules under "How
 order book correctly".
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+from marketprism.market.v1 import common_pb2
 
 from services.collector.venues.base import (
-    BookChecksum,
     BookDiff,
-    BookSnapshot,
-    Goodbye,
-    Ignored,
+    ConnectionRules,
     InstrumentSpec,
     MalformedFrameError,
+    Observation,
+    Poll,
+    RestPool,
     RestRequest,
-    SnapshotSource,
+    Selection,
+    Subscription,
     TradePrint,
-    VenueMessage,
 )
+from services.collector.venues.binance_adapter import KLINE_CHANNELS, BinanceAdapter
 from services.collector.venues.binance_common import (
-    COMBINED,
     DECODE_ERRORS,
-    BookTicker,
+    INTERVALS,
     Id,
     Levels,
     Time,
-    decode_answer,
-    decode_depth,
-    decode_trades,
     nanoseconds,
+    read_steps,
     split_pair,
-    stream_of,
-    subscribe_requests,
-    symbol_spec,
+    unique,
+)
+from services.collector.venues.binance_streams import (
+    AggregateTrade,
+    BookTicker,
+    Kline,
+    Ticker,
+    aggregate_trade,
+    candle,
+    ticker,
     top_of_book,
 )
 from services.shared.decimals import canonical_decimal
 
-__all__ = ["BinanceSpot", "DepthUpdate"]
+__all__ = ["BINANCE", "BINANCE_US", "BinanceSpot", "DepthUpdate", "SpotSite"]
 
-_STREAMS = ("depth@100ms", "trade", "bookTicker")
-_DEPTH_WEIGHTS = ((100, 5), (500, 25), (1000, 50), (5000, 250))
+_BOOK = common_pb2.EVENT_KIND_ORDER_BOOK
+_TRADE = common_pb2.EVENT_KIND_TRADE
+_TOP = common_pb2.EVENT_KIND_BEST_BID_OFFER
+_TICKER = common_pb2.EVENT_KIND_TICKER
+_CANDLE = common_pb2.EVENT_KIND_CANDLE
+# Stream, kind, and how long it may be silent: depth, top and ticker are sent when they change, and
+# of the least traded instruments the top stays what it is for minutes.
+_STREAMS = (
+    ("depth@100ms", _BOOK, 120.0),
+    ("trade", _TRADE, 0.0),
+    ("bookTicker", _TOP, 300.0),
+    ("ticker", _TICKER, 120.0),
+)
+_QUIET_CANDLE = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class SpotSite:
+    """What is different between the sites that speak this protocol."""
+
+    exchange: str
+    """Venue id."""
+    rest_url: str
+    """Base of the REST interface."""
+    ws_url: str
+    """WebSocket address."""
+    weight_limit: int
+    """Request weight that we allow ourselves in a minute, four fifths of what the site does."""
+    depth_weights: tuple[tuple[int, int], ...]
+    """Largest limit and weight of requests for a book."""
+    list_weight: int
+    """Weight of exchangeInfo."""
+    trades_weight: int
+    """Weight of a request for past trades."""
+    quotes: tuple[str, ...]
+    """Quote currencies by which a bare name is split, longest first where one ends another."""
+
+
+BINANCE = SpotSite(
+    exchange="binance",
+    rest_url="https://api.binance.com",
+    ws_url="wss://stream.binance.com:9443/stream",
+    weight_limit=4800,
+    depth_weights=((100, 5), (500, 25), (1000, 50), (5000, 250)),
+    list_weight=20,
+    trades_weight=25,
+    quotes=(
+        "FDUSD", "RLUSD", "USDT", "USDC", "TUSD", "BUSD", "USDP", "USD1", "IDRT", "BIDR", "EURI",
+        "DOGE", "DAI", "BTC", "ETH", "BNB", "EUR", "TRY", "BRL", "GBP", "AUD", "USD", "JPY", "MXN",
+        "ARS", "PLN", "RUB", "UAH", "NGN", "ZAR", "COP", "CZK", "RON", "IDR", "PAX", "TRX", "XRP",
+        "SOL", "DOT", "VAI", "U",
+    ),
+)  # fmt: skip
+BINANCE_US = SpotSite(
+    exchange="binance_us",
+    rest_url="https://api.binance.us",
+    ws_url="wss://stream.binance.us:9443/stream",
+    weight_limit=960,
+    depth_weights=((100, 1), (500, 5), (1000, 10), (5000, 50)),
+    list_weight=10,
+    trades_weight=1,
+    quotes=("USDT", "USDC", "BUSD", "USD4", "DAI", "USD", "BTC", "ETH", "BNB"),
+)
 
 
 class DepthUpdate(msgspec.Struct, gc=False, frozen=True):
@@ -93,18 +161,6 @@ class _Trade(msgspec.Struct, gc=False, frozen=True):
     buyer_is_maker: bool = msgspec.field(name="m")
 
 
-class _DepthFrame(msgspec.Struct, gc=False, frozen=True):
-    data: DepthUpdate
-
-
-class _TradeFrame(msgspec.Struct, gc=False, frozen=True):
-    data: _Trade
-
-
-class _BookTickerFrame(msgspec.Struct, gc=False, frozen=True):
-    data: BookTicker
-
-
 class _Symbol(msgspec.Struct, gc=False, frozen=True, rename="camel"):
     symbol: str
     status: str
@@ -117,7 +173,6 @@ class _ExchangeInfo(msgspec.Struct, gc=False, frozen=True):
     symbols: list[_Symbol]
 
 
-_decode_any = msgspec.json.Decoder().decode
 _decode_info = msgspec.json.Decoder(_ExchangeInfo).decode
 
 
@@ -132,82 +187,74 @@ def _trade(data: _Trade) -> TradePrint:
     )
 
 
-def _combined_decoders() -> dict[bytes, Callable[[bytes], VenueMessage]]:
-    depth = msgspec.json.Decoder(_DepthFrame).decode
-    trade = msgspec.json.Decoder(_TradeFrame).decode
-    ticker = msgspec.json.Decoder(_BookTickerFrame).decode
-    decoders: dict[bytes, Callable[[bytes], VenueMessage]] = {
-        b"trade": lambda frame: _trade(trade(frame).data),
-        b"bookTicker": lambda frame: top_of_book(ticker(frame).data),
-    }
-    for name in (b"depth", b"depth@100ms", b"depth@1000ms"):
-        decoders[name] = lambda frame: depth(frame).data
-    return decoders
+class BinanceSpot(BinanceAdapter):
+    """Adapter of one site; see `VenueAdapter`."""
 
+    kinds = frozenset((_BOOK, _TRADE, _TOP, _TICKER, _CANDLE))
+    # Five messages a second are allowed, our answers to pings among them.
+    connection_rules = ConnectionRules(
+        topics=300,
+        request_seconds=0.3,
+        connects=250,
+        connect_seconds=300.0,
+        life_seconds=86_400.0,
+    )
 
-class BinanceSpot:
-    """Adapter of Binance spot; see `VenueAdapter`."""
-
-    snapshot_source = SnapshotSource.REQUEST
-
-    def __init__(self, exchange: str = "binance") -> None:
-        self.exchange = exchange
-        self._decoders = _combined_decoders()
+    def __init__(self, site: SpotSite = BINANCE) -> None:
+        super().__init__(site.exchange)
+        self._site = site
+        self.default_rest_url = site.rest_url
+        self.default_ws_url = site.ws_url
+        self.rest_pool = RestPool(site.exchange, site.weight_limit, 60.0)
+        self._on_diff(DepthUpdate)
+        self._on("trade", ("trade",), _Trade, _trade)
+        self._on("aggTrade", ("aggTrade",), AggregateTrade, aggregate_trade)
+        self._on("bookTicker", ("bookTicker",), BookTicker, top_of_book)
+        self._on("24hrTicker", ("ticker",), Ticker, ticker)
+        self._on("kline", KLINE_CHANNELS, Kline, candle)
 
     # Frames
 
-    def decode(self, frame: bytes | str) -> VenueMessage:
-        """Decode a combined or raw stream frame, or the answer to a request."""
-        data = frame.encode("utf-8", "surrogatepass") if isinstance(frame, str) else frame
-        try:
-            if data.startswith(COMBINED):
-                # The stream's name tells the type before any JSON is read:
-                # {"stream":"btcusdt@depth@100ms","data":{...}}
-                end = data.find(b'"', len(COMBINED))
-                decoder = self._decoders.get(data[data.find(b"@", 11, end) + 1 : end])
-                if decoder is not None:
-                    return decoder(data)
-            return self._decode_slow(data)
-        except DECODE_ERRORS as error:
-            symbol, kind = stream_of(data)
-            raise MalformedFrameError(
-                f"{self.exchange}: {error} in frame {data[:160]!r}",
-                symbol,
-                concerns_book=kind not in ("trade", "bookTicker"),
-            ) from error
+    def route_url(self, ws_url: str, route: str) -> str:
+        """There is but one."""
+        return ws_url
 
-    def _decode_slow(self, data: bytes) -> VenueMessage:
-        message = _decode_any(data)
-        if isinstance(message, dict) and "stream" in message and "data" in message:
-            message = message["data"]
-        if not isinstance(message, dict):
-            raise MalformedFrameError(
-                f"{self.exchange}: expected a JSON object, got {data[:160]!r}"
-            )
-        kind = message.get("e")
-        if kind == "depthUpdate":
-            return msgspec.convert(message, DepthUpdate)
-        if kind == "trade":
-            return _trade(msgspec.convert(message, _Trade))
-        if kind == "serverShutdown":
-            return Goodbye("serverShutdown")
-        if kind in ("bookTicker", None) and {"u", "b", "B", "a", "A"} <= message.keys():
-            return top_of_book(msgspec.convert(message, BookTicker))
-        if kind is not None:
-            return Ignored(str(kind))
-        return decode_answer(self.exchange, message, data)
+    def subscriptions(self, spec: InstrumentSpec, selection: Selection) -> list[Subscription]:
+        """Streams of one instrument, one a kind and one a length of candles."""
+        name = spec.native_symbol.lower()
+        found = [
+            Subscription(f"{name}@{stream}", (kind,), spec.native_symbol, quiet_seconds=quiet)
+            for stream, kind, quiet in _STREAMS
+            if kind in selection.kinds
+        ]
+        if _CANDLE in selection.kinds:
+            found += [
+                Subscription(
+                    f"{name}@kline_{INTERVALS[seconds]}",
+                    (_CANDLE,),
+                    spec.native_symbol,
+                    quiet_seconds=_QUIET_CANDLE,
+                )
+                for seconds in selection.candle_intervals
+                if seconds in INTERVALS
+            ]
+        return found
 
-    def subscribe_frames(
-        self, native_symbols: Iterable[str], first_request_id: int
-    ) -> list[tuple[int, Sequence[str], str]]:
-        """SUBSCRIBE requests, at most 150 streams in each to keep frames small."""
-        return subscribe_requests(native_symbols, _STREAMS, first_request_id)
+    def shared_subscriptions(
+        self, specs: Sequence[InstrumentSpec], selection: Selection
+    ) -> list[Subscription]:
+        """None: spot tells of changes to its list by REST only."""
+        return []
 
     # REST
 
+    def instrument_requests(self) -> list[RestRequest]:
+        """GET /api/v3/exchangeInfo."""
+        return [self.instruments_request()]
+
     def instruments_request(self) -> RestRequest:
-        """GET /api/v3/exchangeInfo, weight 20."""
-        return RestRequest("/api/v3/exchangeInfo", 20)
+        """GET /api/v3/exchangeInfo."""
+        return RestRequest("/api/v3/exchangeInfo", self._site.list_weight)
 
     def decode_instruments(self, body: bytes) -> list[InstrumentSpec]:
         """Decode exchangeInfo; a symbol whose filters are malformed keeps empty steps."""
@@ -215,42 +262,46 @@ class BinanceSpot:
             info = _decode_info(body)
         except DECODE_ERRORS as error:
             raise MalformedFrameError(f"{self.exchange}: exchangeInfo: {error}") from error
-        return [self._instrument(symbol) for symbol in info.symbols]
+        return unique([self._instrument(symbol) for symbol in info.symbols])
 
     def _instrument(self, symbol: _Symbol) -> InstrumentSpec:
-        return symbol_spec(
-            InstrumentSpec(
-                self.exchange,
-                f"{symbol.base_asset}-{symbol.quote_asset}",
-                symbol.symbol,
-                symbol.base_asset,
-                symbol.quote_asset,
-            ),
-            symbol.filters,
+        steps = read_steps(symbol.filters)
+        return InstrumentSpec(
+            self.exchange,
+            f"{symbol.base_asset}-{symbol.quote_asset}",
+            symbol.symbol,
+            symbol.base_asset,
+            symbol.quote_asset,
+            tick_size=steps.tick_size,
+            lot_size=steps.lot_size,
+            min_quantity=steps.min_quantity,
+            min_notional=steps.min_notional,
             trading=symbol.status == "TRADING",
         )
 
     def snapshot_request(self, native_symbol: str, depth: int) -> RestRequest:
         """GET /api/v3/depth; the weight grows with the limit, which is 5000 at the most."""
+        weights = self._site.depth_weights
         limit, weight = next(
-            ((limit, weight) for limit, weight in _DEPTH_WEIGHTS if depth <= limit),
-            _DEPTH_WEIGHTS[-1],
+            ((limit, weight) for limit, weight in weights if depth <= limit), weights[-1]
         )
         return RestRequest(
             "/api/v3/depth", weight, {"symbol": native_symbol, "limit": str(min(depth, limit))}
         )
 
-    def decode_snapshot(self, body: bytes, request: RestRequest) -> BookSnapshot:
-        """Decode a depth answer."""
-        return decode_depth(self.exchange, body, request)
-
     def trades_request(self, native_symbol: str, first_id: int, count: int) -> RestRequest:
         """GET /api/v3/trades: the latest 1000; older ones need an API key and are not asked for."""
-        return RestRequest("/api/v3/trades", 25, {"symbol": native_symbol, "limit": "1000"})
+        return RestRequest(
+            "/api/v3/trades", self._site.trades_weight, {"symbol": native_symbol, "limit": "1000"}
+        )
 
-    def decode_trades(self, body: bytes, native_symbol: str) -> list[TradePrint]:
-        """Decode past trades, oldest first."""
-        return decode_trades(self.exchange, body, native_symbol)
+    def polls(self, specs: Sequence[InstrumentSpec], selection: Selection) -> list[Poll]:
+        """None: everything that spot has comes in streams."""
+        return []
+
+    def decode_poll(self, body: bytes, poll: Poll) -> list[Observation]:
+        """Nothing is polled on spot. Raises MalformedFrameError."""
+        raise MalformedFrameError(f"{self.exchange}: no poll of {poll.request.path} is known")
 
     # Synchronisation
 
@@ -262,18 +313,10 @@ class BinanceSpot:
         """Require U <= lastUpdateId + 1 <= u of the first event that is kept."""
         return diff.first <= snapshot_id + 1 <= diff.last
 
-    def repeats(self, diff: BookDiff, book_id: int) -> bool:
-        """Ids only grow: what ends at or below the book's id is in it."""
-        return diff.last <= book_id
-
-    def book_checksum(self) -> BookChecksum | None:
-        """No checksums on spot."""
-        return None
-
     # Names
 
     def infer_instrument(self, native_symbol: str) -> InstrumentSpec:
-        """Split a name at the longest known quote currency that ends it."""
-        base, quote = split_pair(native_symbol)
+        """Split a name at a known quote currency that ends it."""
+        base, quote = split_pair(native_symbol, self._site.quotes)
         symbol = f"{base}-{quote}" if quote else native_symbol
         return InstrumentSpec(self.exchange, symbol, native_symbol, base, quote)

@@ -6,8 +6,8 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from services.collector.venues.base import VenueAdapter
-from services.collector.venues.binance_futures import BinanceFutures
-from services.collector.venues.binance_spot import BinanceSpot
+from services.collector.venues.binance_futures import COINM, USDM, BinanceFutures
+from services.collector.venues.binance_spot import BINANCE, BINANCE_US, BinanceSpot
 from services.collector.venues.deribit import Deribit
 from services.collector.venues.okx import Okx
 from services.shared.errors import InvalidArgument
@@ -30,22 +30,42 @@ class _Entry(NamedTuple):
 
 
 _ADAPTERS = {
-    "binance": _Entry(lambda: BinanceSpot("binance"), live=True),
-    "binance_us": _Entry(lambda: BinanceSpot("binance_us"), live=True),
-    "binance_usdm": _Entry(lambda: BinanceFutures("binance_usdm", "/fapi/v1"), live=False),
-    "binance_coinm": _Entry(lambda: BinanceFutures("binance_coinm", "/dapi/v1"), live=False),
+    "binance": _Entry(lambda: BinanceSpot(BINANCE), live=True),
+    "binance_us": _Entry(lambda: BinanceSpot(BINANCE_US), live=True),
+    "binance_usdm": _Entry(lambda: BinanceFutures(USDM), live=False),
+    "binance_coinm": _Entry(lambda: BinanceFutures(COINM), live=False),
     "okx": _Entry(Okx, live=False),
     "deribit": _Entry(Deribit, live=False),
 }
 
 _HOSTS = (
-    (re.compile(r"(?:data-)?(?:stream|api)(?:[0-9]|-gcp)?\.binance\.(?:com|vision)"), "binance"),
-    (re.compile(r"(?:stream|api)\.binance\.us"), "binance_us"),
-    (re.compile(r"(?:fstream|fapi)(?:-[a-z]+|[0-9])?\.binance\.com"), "binance_usdm"),
-    (re.compile(r"(?:dstream|dapi)(?:-[a-z]+|[0-9])?\.binance\.com"), "binance_coinm"),
-    (re.compile(r"(?:ws(?:aws|pap|eea|us)?|www|aws|eea|us|app)\.oke?x\.com"), "okx"),
+    # Sites that speak the protocol of Binance spot: .com with its hosts for data and tests, and
+    # those of Jersey, Singapore, Uganda, Türkiye, Thailand and Bahrain.
+    (
+        re.compile(
+            r"(?:data-|demo-)?(?:stream|api)(?:[0-9]|-gcp|-cloud|-tr|-th)?(?:\.testnet)?"
+            r"\.(?:tr)?binance\.(?:com|vision|je|sg|co\.ug|tr|me|th|bh)"
+        ),
+        "binance",
+    ),
+    (re.compile(r"(?:testnet|data)\.binance\.(?:vision|com)"), "binance"),
+    (re.compile(r"(?:www\.)?(?:tr)?binance\.(?:tr|me|je|sg)|www\.trbinance\.com"), "binance"),
+    (re.compile(r"stream-(?:tr|th)\.2meta\.app"), "binance"),
+    (re.compile(r"(?:stream|api)[0-9]?\.binance\.us"), "binance_us"),
+    (
+        re.compile(r"(?:demo-)?(?:fstream|fapi)(?:-[a-z]+|[0-9])?\.binance(?:\.com|future\.com)"),
+        "binance_usdm",
+    ),
+    (re.compile(r"(?:stream|testnet)\.binancefuture\.com"), "binance_usdm"),
+    (
+        re.compile(r"(?:demo-)?(?:dstream|dapi)(?:-[a-z]+|[0-9])?\.binance(?:\.com|future\.com)"),
+        "binance_coinm",
+    ),
+    (re.compile(r"(?:ws(?:aws|eea|us)?(?:pap)?|www|aws|eea|us|app|my|tr)\.oke?x\.com"), "okx"),
     (re.compile(r"(?:(?:www|streams?|test|history)\.)?deribit\.com"), "deribit"),
 )
+# Hosts that serve two venues, told apart by the beginning of the path.
+_PATHS = (("testnet.binancefuture.com", "/dapi/", "binance_coinm"),)
 
 
 def exchanges() -> list[str]:
@@ -95,4 +115,7 @@ def url_host(url: str | None) -> str:
 def exchange_for_url(url: str | None) -> str | None:
     """Venue id of a WebSocket or REST URL, None when no adapter speaks that venue's protocol."""
     host = url_host(url)
+    for name, path, exchange in _PATHS:
+        if host == name and urlsplit(url or "").path.startswith(path):
+            return exchange
     return next((exchange for pattern, exchange in _HOSTS if pattern.fullmatch(host)), None)
