@@ -370,6 +370,26 @@ class Market(ABC):
     def exchange_info(self) -> bytes | None:
         """Return the venue's own listing when the source carries one (a capture), else None."""
 
+    @property
+    def raw(self) -> bool:
+        """Whether it publishes frames as they were captured, instead of events to be written."""
+        return False
+
+    def stream_book(self, symbol: str) -> BookState | None:
+        """Return the book that the next frame of the fast diff stream continues.
+
+        None while it is not known, in a capture before its first snapshot.
+
+        Raises:
+            UnknownSymbolError: for an unlisted symbol.
+
+        """
+        return self.book_at(symbol, self.frame_id(symbol))
+
+    def captured_answer(self, path: str, query: Mapping[str, str]) -> bytes | None:
+        """Return what the venue answered to a REST request when it was captured, else None."""
+        return None
+
     def snapshot_requested(self, symbol: str) -> None:  # noqa: B027 - only captures care
         """Note that a client fetched the symbol's book over REST."""
 

@@ -64,6 +64,9 @@ class VenueProtocol(ABC):
     silence_close: tuple[int, str] = (4004, "No data received in time.")
     """Close code and reason for a client that was silent for too long."""
 
+    def bind(self, venue: "SimulatedVenue") -> None:  # noqa: B027 - not all need it
+        """Take note of the venue that speaks this protocol; called once, when it is made."""
+
     def listed(self, symbol: str) -> Listed:
         """Return the instrument of that name; what is not well known is made up from its name.
 

@@ -73,6 +73,7 @@ class SimulatedVenue:
         self.counters: Counter[str] = Counter()
         """Connections opened, refused and ended by reason; REST requests by path."""
         self._numbers = itertools.count(1)
+        self.protocol.bind(self)
         self.maintenance_until = 0.0
         """Monotonic time until which the venue is closed."""
         self._connects = [

@@ -7,6 +7,7 @@ from services.simulator.binance_futures import BinanceCoinM, BinanceFuturesProto
 from services.simulator.binance_futures_market import FuturesMarket
 from services.simulator.deribit import Deribit
 from services.simulator.generated import GeneratedMarket, GeneratedSettings
+from services.simulator.okx import Okx
 from services.simulator.protocol import VenueProtocol
 
 __all__ = ["VENUES", "generated_market"]
@@ -22,6 +23,7 @@ class _BinanceUs(BinanceSpot):
 VENUES: Mapping[str, Callable[[], VenueProtocol]] = {
     "binance": BinanceSpot,
     "binance_us": _BinanceUs,
+    "okx": Okx,
     "binance_usdm": BinanceUsdM,
     "binance_coinm": BinanceCoinM,
     "deribit": Deribit,

@@ -113,7 +113,8 @@ class SymbolMarket:
         self.open_contracts = 0
         """Open interest in the venue's own unit of quantity."""
         if self.spec.derivative:
-            self.open_contracts = self.next_trade_id % 9000 * 100 * max(self._pool)
+            usual = max(lot, listing.quantity // lot * lot)
+            self.open_contracts = (50 + self.next_trade_id % 450) * 1000 * usual
         # What the next frame of each diff stream has to say: quantity by price.
         self._fast_bids: dict[int, int] = {}
         self._fast_asks: dict[int, int] = {}
