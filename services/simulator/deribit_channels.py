@@ -21,6 +21,7 @@ RESOLUTIONS: Mapping[str, int] = {
 }
 """Minutes of a candle by the channel's spelling."""
 
+_LONGEST_NAME = 100
 _DEPTHS = ("1", "10", "20")
 _GROUPS = ("none", "1", "2", "5", "10", "25", "100", "250")
 _INTERVALS = ("100ms", "agg2", "raw")
@@ -78,12 +79,16 @@ class Channel:
         return self.interval == "raw"
 
 
-@lru_cache(maxsize=100_000)
 def parse_channel(name: str) -> Channel | None:
     """Return the channel of that name; None for what the venue does not know.
 
     Whether the instrument or the index is listed is not looked at.
     """
+    return _parse(name) if len(name) <= _LONGEST_NAME else None
+
+
+@lru_cache(maxsize=50_000)
+def _parse(name: str) -> Channel | None:
     parts = name.split(".")
     reader = _READERS.get(parts[0])
     return reader(name, parts) if reader is not None else None

@@ -302,7 +302,7 @@ def instrument(name: str) -> DeribitInstrument:
     if parts["strike"] is None:
         tick = to_units(asset.inverse_tick if inverse else asset.linear_tick)
         contract = to_units(asset.inverse_contract if inverse else asset.linear_contract)
-        dollars = 12_000 if base in ("BTC", "ETH") else 4_000
+        dollars = 60_000 if base in ("BTC", "ETH") else 8_000
         worth = SCALE * dollars
         amount = worth if inverse else int(worth * SCALE / forward)
         return DeribitInstrument(

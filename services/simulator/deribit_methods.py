@@ -24,6 +24,7 @@ _DEPTHS = (1, 5, 10, 20, 50, 100, 1000, 10_000)
 _SORTINGS = ("asc", "desc", "default")
 _MOST_TRADES = 1000
 _MOST_CANDLES = 1000
+_LARGEST = 10**18
 _EIGHT_HOURS_MS = 8 * 3600 * 1000
 _RESOLUTIONS = {"1": 1, "60": 60, "3600": 3600, "43200": 43_200, "1D": 86_400}
 
@@ -232,7 +233,7 @@ def integer_of(params: Params, name: str, default: int | None = None) -> int:
         invalid("value is required", name)
     if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) <= 18:
         return int(value)
-    if not isinstance(value, int) or isinstance(value, bool):
+    if not isinstance(value, int) or isinstance(value, bool) or abs(value) > _LARGEST:
         invalid("value must be an integer", name)
     return value
 

@@ -311,7 +311,8 @@ class DeribitStreams:
         begin_us = event.open_us // length_us * length_us
         bars = [event]
         if minutes > 1:
-            earlier = self._market.candles(event.symbol, minutes)
+            # One more, for the minute after a closed one may have begun already.
+            earlier = self._market.candles(event.symbol, minutes + 1)
             bars = [bar for bar in earlier if begin_us <= bar.open_us < event.open_us] + bars
         listed = instrument(event.symbol)
         quantity = sum(bar.volume for bar in bars)
