@@ -49,7 +49,7 @@ class BrokerServicer(broker_service_pb2_grpc.BrokerServiceServicer):
                 convert.stream(
                     info,
                     server=connection.server_name,
-                    managed=_stream_name(info) in self._settings.streams,
+                    managed=_stream_name(info) in self._settings.stream_names,
                 )
                 for info in page
             ],
@@ -68,7 +68,7 @@ class BrokerServicer(broker_service_pb2_grpc.BrokerServiceServicer):
             stream=convert.stream(
                 info,
                 server=connection.server_name,
-                managed=request.stream in self._settings.streams,
+                managed=request.stream in self._settings.stream_names,
             )
         )
 

@@ -106,7 +106,7 @@ class BrokerService(BaseService):
         facts: dict[str, object] = {
             "url": self._shown_url(),
             "connected": not self.keeper.problem,
-            "streams": len(self.settings.streams),
+            "streams": len(self.settings.stream_names),
             "seconds_in_state": round(time.monotonic() - self.keeper.since, 1),
         }
         if restarts is not None:

@@ -10,7 +10,13 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from services.shared.jetstream import subject_matches
 from services.shared.loading import SettingsModel, load_settings
 
-__all__ = ["BrokerSettings", "ServerSettings", "StreamSettings", "load_broker_settings"]
+__all__ = [
+    "BrokerSettings",
+    "BucketSettings",
+    "ServerSettings",
+    "StreamSettings",
+    "load_broker_settings",
+]
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|KiB|MiB|GiB|TiB|KB|MB|GB|TB)?")
 _SIZE_UNITS = {
@@ -26,6 +32,7 @@ _SIZE_UNITS = {
 }
 _AGE = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?")
 _AGE_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+BUCKET_STREAM = "KV_"
 _STREAM_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _SUBJECT = re.compile(r"(?:[A-Za-z0-9_-]+|\*)(?:\.(?:[A-Za-z0-9_-]+|\*))*(?:\.>)?")
 
@@ -145,6 +152,28 @@ class StreamSettings(SettingsModel):
         return self
 
 
+class BucketSettings(SettingsModel):
+    """One bucket of keys and values: a stream of its own, `KV_<bucket>`."""
+
+    description: str = ""
+    """For a person."""
+
+    storage: Literal["file", "memory"] = "file"
+    """Where values lie; cannot be changed later. In memory they are gone with the server."""
+
+    history: int = Field(default=1, ge=1, le=64)
+    """Newest values kept of each key."""
+
+    max_bytes: Size = Field(default=16 * 2**20, ge=2**16)
+    """Most bytes held; a full bucket refuses new values."""
+
+    max_value_size: Size = Field(default=2**20, ge=1024)
+    """Largest value, bytes."""
+
+    replicas: int | None = Field(default=None, ge=1, le=5)
+    """Copies in a cluster; the common `replicas` when absent."""
+
+
 class BrokerSettings(SettingsModel):
     """`config/broker.yaml`."""
 
@@ -164,14 +193,30 @@ class BrokerSettings(SettingsModel):
     streams: Mapping[str, StreamSettings] = Field(min_length=1)
     """The streams by name."""
 
+    buckets: Mapping[str, BucketSettings] = {}
+    """Buckets of keys and values by name; the names of their streams begin with `KV_`."""
+
     @field_validator("streams")
     @classmethod
     def _names_are_usable(cls, value: Mapping[str, StreamSettings]) -> Mapping[str, StreamSettings]:
         for name in value:
-            if _STREAM_NAME.fullmatch(name) is None:
+            if _STREAM_NAME.fullmatch(name) is None or name.startswith(BUCKET_STREAM):
                 raise ValueError(
                     "expected stream names of at most 64 letters, digits, - and _, such as "
-                    f"MARKET_TRADE, got {name!r}"
+                    f"MARKET_TRADE, not beginning with {BUCKET_STREAM}, got {name!r}"
+                )
+        return value
+
+    @field_validator("buckets")
+    @classmethod
+    def _bucket_names_are_usable(
+        cls, value: Mapping[str, BucketSettings]
+    ) -> Mapping[str, BucketSettings]:
+        for name in value:
+            if _STREAM_NAME.fullmatch(name) is None:
+                raise ValueError(
+                    "expected bucket names of at most 64 letters, digits, - and _, such as "
+                    f"COLLECTOR_LEASES, got {name!r}"
                 )
         return value
 
@@ -185,13 +230,22 @@ class BrokerSettings(SettingsModel):
                         f"expected each subject in one stream, and {pattern} of {name} and "
                         f"{other} of {other_name} overlap"
                     )
-        wanted = sum(s.max_bytes for s in self.streams.values() if s.storage == "file")
+        kept: list[StreamSettings | BucketSettings] = [
+            *self.streams.values(),
+            *self.buckets.values(),
+        ]
+        wanted = sum(each.max_bytes for each in kept if each.storage == "file")
         if wanted > self.server.max_storage:
             raise ValueError(
                 f"expected server.max_storage of at least the {wanted} bytes that the streams' "
-                f"max_bytes add up to, got {self.server.max_storage}"
+                f"and buckets' max_bytes add up to, got {self.server.max_storage}"
             )
         return self
+
+    @property
+    def stream_names(self) -> frozenset[str]:
+        """Names of all streams that are kept so, those of buckets included."""
+        return frozenset(self.streams) | {BUCKET_STREAM + name for name in self.buckets}
 
     def stream_of(self, subject: str) -> str | None:
         """Give the name of the stream that takes a subject, None when none does."""

@@ -3,12 +3,17 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from services.broker.settings import BrokerSettings, StreamSettings
+from services.broker.settings import (
+    BUCKET_STREAM,
+    BrokerSettings,
+    BucketSettings,
+    StreamSettings,
+)
 from services.shared.errors import FailedPrecondition
 from services.shared.jetstream import Connection, JetStreamError, stream_info
 from services.shared.jetstream.api import api_request
 
-__all__ = ["StreamConflict", "ensure_streams", "stream_config"]
+__all__ = ["StreamConflict", "bucket_config", "ensure_streams", "stream_config"]
 
 SUBJECTS_OVERLAP = 10065
 _NANOSECONDS = 1_000_000_000
@@ -46,18 +51,45 @@ def stream_config(name: str, stream: StreamSettings, replicas: int) -> dict[str,
     }
 
 
+def bucket_config(name: str, bucket: BucketSettings, replicas: int) -> dict[str, Any]:
+    """Give JetStream's configuration of a bucket's stream, as every NATS client expects it.
+
+    Design: https://github.com/nats-io/nats-architecture-and-design (ADR-8).
+    """
+    return {
+        "name": BUCKET_STREAM + name,
+        "subjects": [f"$KV.{name}.>"],
+        "description": bucket.description,
+        "retention": "limits",
+        "storage": bucket.storage,
+        "discard": "new",
+        "max_age": 0,
+        "max_bytes": bucket.max_bytes,
+        "max_msgs": -1,
+        "max_msgs_per_subject": bucket.history,
+        "max_msg_size": bucket.max_value_size,
+        "duplicate_window": 120 * _NANOSECONDS,
+        "num_replicas": bucket.replicas or replicas,
+        "allow_direct": True,
+        "allow_rollup_hdrs": True,
+        "deny_delete": True,
+    }
+
+
 async def ensure_streams(connection: Connection, settings: BrokerSettings) -> Mapping[str, str]:
     """Create what is missing and change what differs; give what was done by stream name.
 
-    What was done is `created`, `updated` or `unchanged`. Messages stay. Raises `StreamConflict`
-    when a stream cannot be changed so, `ConnectionLost` or `TimeoutError` when the broker does
-    not answer.
+    Buckets count by the names of their streams. What was done is `created`, `updated` or
+    `unchanged`. Messages stay. Raises `StreamConflict` when a stream cannot be changed so,
+    `ConnectionLost` or `TimeoutError` when the broker does not answer.
     """
     done: dict[str, str] = {}
     waiting = {
         name: stream_config(name, stream, settings.replicas)
         for name, stream in settings.streams.items()
     }
+    for name, bucket in settings.buckets.items():
+        waiting[BUCKET_STREAM + name] = bucket_config(name, bucket, settings.replicas)
     while waiting:
         overlapping: dict[str, JetStreamError] = {}
         for name, wanted in waiting.items():

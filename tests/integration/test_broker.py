@@ -76,7 +76,7 @@ async def test_it_starts_with_the_mesh_s_own_streams(tmp_path: Path) -> None:
     settings = load_broker_settings()
     async with BrokerService(mesh_settings(tmp_path), settings).running() as service:
         streams = (await call(service.nats_url, "STREAM.NAMES"))["streams"]
-        assert sorted(streams) == sorted(settings.streams)
+        assert sorted(streams) == sorted(settings.stream_names)
         config = (await call(service.nats_url, "STREAM.INFO.MARKET_ORDER_BOOK"))["config"]
         assert config["max_age"] == 900_000_000_000
         assert config["allow_batched"]
