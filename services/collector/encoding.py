@@ -107,6 +107,9 @@ class TradeEncoder:
         quantity: str,
         side: int,
         *,
+        venue_sequence: int = 0,
+        trade_count: int = 0,
+        liquidation: bool = False,
         backfilled: bool = False,
     ) -> bytes:
         """Encode a Trade; `price` and `quantity` are canonical, `side` is a Side."""
@@ -114,11 +117,14 @@ class TradeEncoder:
             (
                 self._identity,
                 text_field(3, trade_id),
+                uint_field(4, venue_sequence),
                 timestamp_field(_EXCHANGE_TIME, exchange_time),
                 timestamp_field(_RECEIVE_TIME, receive_time),
                 text_field(7, price),
                 text_field(8, quantity),
                 uint_field(9, side),
+                uint_field(10, trade_count),
+                b"\x58\x01" if liquidation else b"",
                 b"\x60\x01" if backfilled else b"",
             )
         )

@@ -1,13 +1,17 @@
 """Everything that is collected of one instrument, and the subjects it is published on."""
 
+import asyncio
 from collections.abc import Callable
 
 from marketprism.collector.v1 import integrity_event_pb2 as integrity
 from marketprism.market.v1 import common_pb2
 from marketprism.market.v1 import order_book_pb2 as pb
 
+from services.collector.contracts import ContractSize
 from services.collector.encoding import BestBidOfferEncoder
+from services.collector.lanes import BookLanes
 from services.collector.ledger import CAUSE_OF_REASON, Ledger
+from services.collector.losses import BrokerLosses
 from services.collector.synchroniser import BookSynchroniser, SnapshotPolicy
 from services.collector.trades import TradeTape
 from services.collector.venues.base import (
@@ -15,13 +19,14 @@ from services.collector.venues.base import (
     BookHeartbeat,
     BookSnapshot,
     InstrumentSpec,
+    SkippedTrade,
     TopOfBook,
     TradePrint,
     VenueAdapter,
 )
 from services.shared.publisher import Publisher
 
-__all__ = ["InstrumentFeed"]
+__all__ = ["InstrumentFeed", "contract_size"]
 
 _TOP_CHECK_SECONDS = 1.0
 _STABLE_SECONDS = 10.0
@@ -35,7 +40,10 @@ class InstrumentFeed:
     """Book, trades and best bid-offer of one instrument. It is the `BookOutput` of its book.
 
     `fetch_snapshot(feed, reason)` and `fetch_trades(feed, first, last)` start the REST requests
-    whose answers come back to `book` and `on_history`.
+    whose answers come back to `book` and `on_history`. `lanes` are the connections that carry the
+    book. `synced` is set while the book is in step; `expects_snapshot` tells that one is to come in
+    the stream, because its subscription has just begun; `revivals` counts how often a book that was
+    behind was subscribed to anew. `refusals` says by kind why nothing comes.
     """
 
     def __init__(
@@ -52,23 +60,42 @@ class InstrumentFeed:
         last_trade_id: int = 0,
     ) -> None:
         self.spec = spec
-        self.connection_id = ""
+        self.sizes = contract_size(spec)
         self.key = f"{spec.exchange}/{spec.symbol}"
         self.top_checks = 0
         self.top_mismatches = 0
-        self.dropped_updates = 0
-        self.dropped_tops = 0
-        self.rejected_trades = 0
+        self.synced = asyncio.Event()
+        self.expects_snapshot = False
+        self.revivals = 0
+        self.probes = 0
+        self.probe_mismatches = 0
+        self.tops = 0
+        self.refusals: dict[int, str] = {}
         self.book = BookSynchroniser(
-            spec.exchange, spec.symbol, adapter, self, policy, epoch_floor=epoch_floor
+            spec.exchange,
+            spec.symbol,
+            adapter,
+            self,
+            policy,
+            epoch_floor=epoch_floor,
+            sizes=self.sizes,
         )
+        self.lanes = BookLanes(self.book, adapter)
         self.trades = TradeTape(
-            spec.exchange, spec.symbol, self._publish_trade, self._request_history
+            spec.exchange,
+            spec.symbol,
+            self._publish_trade,
+            self._request_history,
+            sizes=self.sizes,
         )
         self.trades.last_id = last_trade_id
+        self.last_trade_time = 0
         self.last_top: TopOfBook | None = None
+        self._raw_top: TopOfBook | None = None
+        self._ordered = adapter.ordered_ids
         self._publisher = publisher
         self._ledger = ledger
+        self.losses = BrokerLosses(spec.exchange, spec.symbol, ledger)
         self._fetch_snapshot = fetch_snapshot
         self._fetch_trades = fetch_trades
         self._top_encoder = BestBidOfferEncoder(spec.exchange, spec.symbol)
@@ -84,7 +111,7 @@ class InstrumentFeed:
         self._messages = 0
         self._next_top_check = 0
         self._tops: dict[int, TopOfBook] | None = None
-        self._last_top_time = 0
+        self.last_top_time = 0
         self._ahead = (0, 0)
         self._begun = ""
         self._silent = ""
@@ -92,19 +119,19 @@ class InstrumentFeed:
         self._relapses = 0
         self._synced_at = 0
         self._renumbered = 0
-        self._reported_drops = 0
-        self._reported_tops = 0
-        self._unsent_since = 0
-        self._first_rejected = 0
-        self._last_rejected = 0
-        self._reported_rejected = 0
 
     # Frames
 
-    def on_diff(self, diff: BookDiff, now: int) -> None:
+    @property
+    def connection_id(self) -> str:
+        """The connection that carries the book; the oldest where there are two."""
+        names = self.lanes.names
+        return names[0] if names else ""
+
+    def on_diff(self, lane: str, diff: BookDiff, now: int) -> None:
         """Take a change of the book, and now and then hold the book against the venue's own top."""
         book = self.book
-        book.on_diff(diff, now)
+        self.lanes.on_diff(lane, diff, now)
         tops = self._tops
         if tops is None:
             if now >= self._next_top_check:
@@ -116,16 +143,18 @@ class InstrumentFeed:
         elif len(tops) > _TOPS_KEPT:
             self._tops = {}
 
-    def on_book_message(self, message: BookSnapshot | BookHeartbeat, now: int) -> None:
+    def on_book_message(self, lane: str, message: BookSnapshot | BookHeartbeat, now: int) -> None:
         """Take what a venue sends of the book beside its changes."""
         if isinstance(message, BookSnapshot):
-            self.book.on_stream_snapshot(message, now)
+            self.expects_snapshot = False
+            self.lanes.on_snapshot(lane, message, now)
         else:
-            self.book.on_heartbeat(message, now)
+            self.lanes.on_heartbeat(lane, message, now)
 
-    def on_trade(self, trade: TradePrint, now: int) -> None:
+    def on_trade(self, trade: TradePrint | SkippedTrade, now: int) -> None:
         """Take a trade."""
         tape = self.trades
+        self.last_trade_time = now
         before = tape.last_id
         tape.on_trade(trade, now)
         if tape.is_full and tape.missing is not None:
@@ -145,26 +174,30 @@ class InstrumentFeed:
 
     def on_top(self, top: TopOfBook, now: int) -> None:
         """Take a best bid and offer; one that is not newer than the last is dropped."""
-        last = self.last_top
-        if last is not None and top.venue_sequence <= last.venue_sequence:
+        last = self._raw_top
+        if last is not None and not _is_newer(top, last):
             return
+        self._raw_top = top
+        if self.sizes is not None:
+            top = _converted(top, self.sizes)
         self.last_top = top
-        self._last_top_time = now
+        self.tops += 1
+        self.last_top_time = now
         if self._ahead[0] <= self.book.venue_sequence:
             self._ahead = (top.venue_sequence, now)
         tops = self._tops
-        if tops is not None:
+        if tops is not None and top.venue_sequence:
             tops[top.venue_sequence] = top
         self._publisher.publish(
             self._top_subject,
             self._top_encoder.best_bid_offer(
                 top.venue_sequence, top.exchange_time, now, top.bid, top.ask
             ),
-            f"{self._id}{top.venue_sequence}",
+            f"{self._id}{top.venue_sequence or _name(top)}",
             droppable_key=self._top_key,
         )
 
-    def on_malformed(self, detail: str, now: int, *, concerns_book: bool = True) -> None:
+    def on_malformed(self, lane: str, detail: str, now: int, *, concerns_book: bool = True) -> None:
         """Take note of a frame of this instrument that could not be read.
 
         What a frame of another kind held is missed by the next id of its kind, where there is one.
@@ -177,7 +210,7 @@ class InstrumentFeed:
                 now,
                 count=1,
             )
-            self.book.on_malformed(detail, now)
+            self.lanes.on_malformed(lane, detail, now)
             return
         self._ledger.record(
             integrity.INTEGRITY_KIND_MALFORMED_FRAME,
@@ -190,20 +223,58 @@ class InstrumentFeed:
             connection_id=self.connection_id,
         )
 
-    def on_disconnected(self, detail: str, now: int) -> None:
-        """Take note that the connection ended."""
-        self.last_top = None
+    def on_disconnected(self, lane: str, detail: str, now: int) -> None:
+        """Take note that a connection ended; the book is over when no other one carries it."""
+        if self.lanes.leave(lane, now):
+            return
+        self.last_top = self._raw_top = None
         self._ahead = (0, 0)
         self._tops = None
         self.book.on_disconnected(detail, now)
 
+    def change(self, spec: InstrumentSpec, now: int) -> None:
+        """Take what the venue now says of the instrument; other units begin a new epoch."""
+        before, self.spec = self.spec, spec
+        if (before.contract_size, before.quantity_unit) == (spec.contract_size, spec.quantity_unit):
+            return
+        self.sizes = self.book.sizes = self.trades.sizes = contract_size(spec)
+        self.book.rebuild(
+            pb.ORDER_BOOK_REASON_INSTRUMENT_CHANGED,
+            f"a contract stood for {before.contract_size} and stands for {spec.contract_size} now",
+            now,
+        )
+
+    def retire(self, reason: "pb.OrderBookReason.ValueType", detail: str, now: int) -> None:
+        """Say that nothing more will be told of the book by this collector."""
+        for lane in self.lanes.names:
+            self.lanes.leave(lane, now)
+        self.book.on_silence(detail, now, reason)
+
+    def on_probe(self, sequence: int, before: int, now: int) -> bool:
+        """Take at which id the venue's book stands, as asked for while nothing came.
+
+        `before` is where this book stood when it was asked. Tells whether the two agree; when they
+        do not the book is STALE at once.
+        """
+        book = self.book
+        if not book.in_step or book.venue_sequence != before:
+            return True
+        self.probes += 1
+        if sequence == before:
+            return True
+        self.probe_mismatches += 1
+        book.on_silence(
+            f"the venue's book stands at {sequence}, and nothing came since {before}", now
+        )
+        return False
+
     def lag_behind_top(self, now: int) -> float:
         """Seconds for which the book has been behind the venue's own best bid and offer."""
         top, sequence = self.last_top, self.book.venue_sequence
-        if top is None or top.venue_sequence <= sequence:
+        if not self._ordered or top is None or top.venue_sequence <= sequence:
             return 0.0
         # The first top that the book has not reached yet, when it is known, else the last.
-        since = self._ahead[1] if self._ahead[0] > sequence else self._last_top_time
+        since = self._ahead[1] if self._ahead[0] > sequence else self.last_top_time
         return (now - since) / 1e9
 
     # Answers
@@ -263,49 +334,27 @@ class InstrumentFeed:
 
     def on_broker(self, connected: bool, now: int) -> None:
         """Take note that the broker came or went."""
-        if not connected:
-            self._unsent_since = self._unsent_since or now
-        elif not self.book.muted:
-            self._unsent_since = 0
+        self.losses.on_broker(connected, now, muted=self.book.muted)
 
     def on_dropped(self, key: str, count: int) -> None:
         """Take note that the broker's buffer gave up what was unsent under a key of ours."""
         if key != self.key:
-            self.dropped_tops += count
+            self.losses.tops += count
             return
-        self.dropped_updates += count
+        self.losses.updates += count
         if not self.book.muted:
             self.book.mute()
-            self._unsent_since = self._unsent_since or self.book.receive_time
+            self.losses.since = self.losses.since or self.book.receive_time
             self._tell_muted()
 
     def on_rejected(self, subject: str, message_id: str) -> None:
         """Take note that a trade found no room in the broker's buffer."""
         if subject == self._trade_subject:
-            self.rejected_trades += 1
-            self._last_rejected = int(message_id.rpartition(".")[2])
-            self._first_rejected = self._first_rejected or self._last_rejected
+            self.losses.on_trade_rejected(int(message_id.rpartition(".")[2]))
 
     def report_drops(self, now: int) -> None:
         """Write to the ledger what the buffer could not hold, once there is room again."""
-        gone = self.dropped_updates + self.book.unpublished
-        count = gone - self._reported_drops
-        if count:
-            self._reported_drops = gone
-            self._record_drop(_BOOK_KINDS, count, now, begin=self._unsent_since, end=now)
-            self._unsent_since = 0
-        count = self.dropped_tops - self._reported_tops
-        if count:
-            self._reported_tops = self.dropped_tops
-            self._record_drop(common_pb2.EVENT_KIND_BEST_BID_OFFER, count, now)
-        count = self.rejected_trades - self._reported_rejected
-        if count:
-            self._reported_rejected = self.rejected_trades
-            self._record_drop(
-                _TRADE_KIND, count, now,
-                first_missing_id=self._first_rejected, last_missing_id=self._last_rejected,
-            )  # fmt: skip
-            self._first_rejected = self._last_rejected = 0
+        self.losses.report(self.book.unpublished, now)
 
     # BookOutput
 
@@ -328,6 +377,7 @@ class InstrumentFeed:
     def publish_status(self, status: pb.OrderBookStatus) -> None:
         """Publish a change of state, and write it to the ledger."""
         self._messages += 1
+        self.synced.clear()
         now = status.time.ToNanoseconds()
         self._publisher.publish(
             self._status_subject,
@@ -336,6 +386,7 @@ class InstrumentFeed:
             droppable_key=self.key,
         )
         if status.state == pb.ORDER_BOOK_STATE_SYNCED:
+            self.synced.set()
             self._synced_at = now
             if self._silent:
                 self._record(
@@ -402,21 +453,6 @@ class InstrumentFeed:
             f"{self._id}{self.book.receive_time}.{self._messages}",
         )
 
-    def _record_drop(
-        self, kind: "common_pb2.EventKind.ValueType", count: int, now: int, **more: int
-    ) -> None:
-        self._ledger.record(
-            integrity.INTEGRITY_KIND_DROPPED,
-            integrity.INTEGRITY_CAUSE_BROKER_BACKPRESSURE,
-            "the broker was away for longer than the buffer lasts",
-            exchange=self.spec.exchange,
-            symbol=self.spec.symbol,
-            now=now,
-            event_kind=kind,
-            count=count,
-            **more,  # type: ignore[arg-type]
-        )
-
     def _record(
         self,
         kind: "integrity.IntegrityKind.ValueType",
@@ -446,3 +482,39 @@ class InstrumentFeed:
             connection_id=self.connection_id,
             previous_event_id=previous,
         )
+
+
+def contract_size(spec: InstrumentSpec) -> ContractSize | None:
+    """Give what converts the quantities of an instrument; None where there is nothing to do."""
+    sizes = ContractSize(spec.contract_size)
+    return None if sizes.is_one else sizes
+
+
+def _is_newer(top: TopOfBook, last: TopOfBook) -> bool:
+    """Tell whether a top came after another one at the venue; ids only identify on some."""
+    if top.venue_sequence and last.venue_sequence > top.venue_sequence:
+        # Counted anew after maintenance, when it is newer by its time.
+        return top.exchange_time > last.exchange_time
+    if top.venue_sequence:
+        return top.venue_sequence > last.venue_sequence
+    if top.exchange_time:
+        return top.exchange_time >= last.exchange_time and top != last
+    return top != last
+
+
+def _name(top: TopOfBook) -> str:
+    """Tell a top apart that has no id of the venue: several may come within a millisecond."""
+    return f"{top.exchange_time}.{'_'.join(top.bid)}.{'_'.join(top.ask)}"
+
+
+def _converted(top: TopOfBook, sizes: ContractSize) -> TopOfBook:
+    def side(level: tuple[str, str]) -> tuple[str, str]:
+        return (level[0], sizes.sizes[level[1]]) if level[0] else level
+
+    return TopOfBook(
+        top.native_symbol,
+        top.venue_sequence,
+        top.exchange_time,
+        side(top.bid),
+        side(top.ask),
+    )

@@ -53,7 +53,7 @@ class VenueMetrics(Collector):
             labels = [feed.spec.exchange, feed.spec.symbol]
             for outcome in ("received", "duplicates", "missed", "backfilled"):
                 trades.add_metric([*labels, outcome], getattr(feed.trades, outcome))
-            trades.add_metric([*labels, "rejected"], feed.rejected_trades)
+            trades.add_metric([*labels, "rejected"], feed.losses.trades)
             checks.add_metric([*labels, "equal"], feed.top_checks - feed.top_mismatches)
             checks.add_metric([*labels, "different"], feed.top_mismatches)
             levels.add_metric([*labels, "bid"], feed.book.book.bid_count)

@@ -206,6 +206,7 @@ class ObservationTape:
         self._publish = publish
         self._resolve = resolve
         self._symbols: dict[str, dict[int, _Kind]] = {}
+        self._last_of_kind: dict[int, int] = {}
 
     def on_observation(self, observation: Observation, receive_time_ns: int) -> bool:
         """Take an observation; True when it was published.
@@ -233,7 +234,7 @@ class ObservationTape:
         if told is None:
             self.unresolved[kind_name(observation.kind)] += 1
             return False
-        told.last_receive_time = receive_time_ns
+        told.last_receive_time = self._last_of_kind[observation.kind] = receive_time_ns
         message.exchange = self._exchange
         message.symbol = symbol
         message.ClearField("receive_time")
@@ -272,6 +273,10 @@ class ObservationTape:
         """Tell when the last observation was read, a duplicate or not; 0 when none ever was."""
         told = self._symbols.get(symbol, {}).get(kind)
         return told.last_receive_time if told is not None else 0
+
+    def last_of_kind(self, kind: "common_pb2.EventKind.ValueType") -> int:
+        """Tell when the last observation of a kind was read, of whatever; 0 when none ever was."""
+        return self._last_of_kind.get(kind, 0)
 
     def forget(self, symbol: str) -> None:
         """Let go of everything about an instrument or index that is no longer collected."""

@@ -14,17 +14,19 @@ from marketprism.collector.v1 import collector_service_pb2_grpc as pb_grpc
 from marketprism.collector.v1 import integrity_event_pb2 as integrity
 from marketprism.market.v1 import order_book_pb2 as book_pb
 
+from services.collector.budget import BudgetPools
 from services.collector.feed import InstrumentFeed
 from services.collector.ledger import Ledger
 from services.collector.metrics import VenueMetrics
 from services.collector.recording import Recorder
-from services.collector.rest import RequestBudget, RestClient
+from services.collector.rest import RestClient
 from services.collector.servicer import CollectorServicer
 from services.collector.settings import CollectorSettings
 from services.collector.status import status_message
 from services.collector.synchroniser import SnapshotPolicy
 from services.collector.venue import Venue
-from services.collector.venues.registry import live_adapter_for_exchange
+from services.collector.venues.base import RestPool
+from services.collector.venues.registry import adapter_for_exchange
 from services.shared.errors import ConfigError, InvalidArgument
 from services.shared.health import DependencyStatus
 from services.shared.progress import Progress
@@ -80,7 +82,7 @@ class CollectorService(BaseService):
         settings = load_settings(CollectorSettings, "collector", config_dir=config_dir)
         for exchange in settings.exchanges:
             try:
-                live_adapter_for_exchange(exchange)
+                adapter_for_exchange(exchange)
             except InvalidArgument as error:
                 raise ConfigError(f"collector.yaml: exchanges.{exchange}: {error}") from error
         return cls(mesh, settings)
@@ -107,20 +109,25 @@ class CollectorService(BaseService):
             max_levels=books.max_levels,
             min_levels=books.min_levels,
         )
+        pools = BudgetPools()
         for exchange, settings in self.settings.exchanges.items():
             if not settings.enabled:
                 continue
+            adapter = adapter_for_exchange(exchange)
             rest = RestClient(
-                settings.rest_url,
+                settings.rest_url or adapter.default_rest_url,
                 session,
-                RequestBudget(settings.weight_per_minute),
+                pools.budget(
+                    adapter.rest_pool, _limit(adapter.rest_pool, settings.weight_per_minute)
+                ),
                 settings.rest_seconds,
                 self._record_answer if self._recorder is not None else None,
+                refusal=adapter.rest_refusal,
             )
             self.venues.append(
                 Venue(
                     exchange,
-                    live_adapter_for_exchange(exchange),
+                    adapter,
                     settings,
                     rest,
                     self.publisher,
@@ -229,6 +236,8 @@ class CollectorService(BaseService):
                 feed.on_broker(connected, now)
 
     def _on_dropped(self, key: str, count: int) -> None:
+        if any(venue.tape.on_dropped(key, count) for venue in self.venues):
+            return
         feed = self._feed(*key.removeprefix("top:").split("/", 1))
         if feed is not None:
             feed.on_dropped(key, count)
@@ -245,6 +254,13 @@ class CollectorService(BaseService):
             if venue.exchange == exchange:
                 return venue.by_symbol.get(symbol)
         return None
+
+
+def _limit(pool: RestPool, weight_per_minute: int | None) -> int:
+    """Give the weight allowed within the pool's window; 0 when the pool's own limit counts."""
+    if weight_per_minute is None:
+        return 0
+    return max(1, int(weight_per_minute * pool.window_seconds / 60))
 
 
 def _venue_health(venue: Venue) -> DependencyStatus:

@@ -9,8 +9,7 @@ from marketprism.collector.v1 import collector_service_pb2 as pb
 from marketprism.collector.v1 import collector_service_pb2_grpc as pb_grpc
 from marketprism.market.v1 import order_book_pb2 as book_pb
 
-from services.collector.feed import InstrumentFeed
-from services.collector.status import status_message
+from services.collector.status import instrument_state, status_message
 from services.collector.venue import Venue
 from services.shared.errors import NotFound
 from services.shared.paging import list_page
@@ -44,7 +43,7 @@ class CollectorServicer(pb_grpc.CollectorServiceServicer):
         """Answer with a page of instrument states."""
         feeds = sorted(
             (
-                ((feed.spec.exchange, feed.spec.symbol), feed)
+                ((feed.spec.exchange, feed.spec.symbol), (venue, feed))
                 for venue in self._venues
                 if request.exchange in ("", venue.exchange)
                 for feed in venue.feeds.values()
@@ -56,7 +55,7 @@ class CollectorServicer(pb_grpc.CollectorServiceServicer):
         )
         now = time.time_ns()
         return pb.ListInstrumentStatesResponse(
-            instruments=[_state(feed, now) for feed in page],
+            instruments=[instrument_state(venue, feed, now) for venue, feed in page],
             next_page_token=token,
         )
 
@@ -83,25 +82,3 @@ class CollectorServicer(pb_grpc.CollectorServiceServicer):
             reason="INSTRUMENT_NOT_FOUND",
             metadata={"exchange": request.exchange, "symbol": request.symbol},
         )
-
-
-def _state(feed: InstrumentFeed, now: int) -> pb.InstrumentState:
-    book = feed.book
-    lag = 0
-    if book.exchange_time and book.receive_time:
-        lag = (book.receive_time - book.exchange_time) // 1_000_000
-    return pb.InstrumentState(
-        exchange=feed.spec.exchange,
-        symbol=feed.spec.symbol,
-        native_symbol=feed.spec.native_symbol,
-        book=book.status(now),
-        frames=book.frames,
-        applied=book.applied,
-        gaps=book.gaps,
-        resyncs=book.resyncs,
-        trades=feed.trades.received,
-        lag_ms=lag,
-        bid_levels=book.book.bid_count,
-        ask_levels=book.book.ask_count,
-        connection_id=feed.connection_id,
-    )

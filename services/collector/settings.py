@@ -2,10 +2,12 @@
 
 import socket
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
+from marketprism.market.v1 import common_pb2
 from pydantic import Field
 
+from services.collector.venues.base import Selection
 from services.shared.settings import SettingsModel
 
 __all__ = [
@@ -16,7 +18,24 @@ __all__ = [
     "RecordingSettings",
 ]
 
-Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Seconds = Annotated[float, Field(gt=0, le=604_800)]
+CandleInterval = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,3}[smhdw]$")]
+KindName = Literal[
+    "order_book",
+    "trade",
+    "best_bid_offer",
+    "ticker",
+    "candle",
+    "funding_rate",
+    "mark_price",
+    "index_price",
+    "open_interest",
+    "liquidation",
+    "long_short_ratio",
+    "volatility_index",
+    "option_greeks",
+]
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
 class ExchangeSettings(SettingsModel):
@@ -25,31 +44,58 @@ class ExchangeSettings(SettingsModel):
     enabled: bool = True
     """Whether it is collected."""
 
-    rest_url: str = Field(pattern=r"^https?://")
-    """Base of the REST interface."""
+    rest_url: str = Field(default="", pattern=r"^(https?://.*)?$")
+    """Base of the REST interface; empty means the live venue's."""
 
-    ws_url: str = Field(pattern=r"^wss?://")
-    """WebSocket address; subscriptions are sent after connecting."""
+    ws_url: str = Field(default="", pattern=r"^(wss?://.*)?$")
+    """WebSocket address, or what the addresses of the venue's routes have in common; empty means
+    the live venue's."""
 
     symbols: tuple[str, ...] = Field(min_length=1)
-    """Canonical symbols; `*` matches any run of characters, as in `*-USDT`. Only instruments that
-    trade are taken."""
+    """Canonical symbols; `*` matches any run of characters, as in `*-USDT`, and `!` before one
+    excludes what it matches. Only instruments that trade are taken."""
+
+    kinds: tuple[KindName, ...] = ()
+    """Kinds of event to collect; empty means every kind that the venue has."""
+
+    candle_intervals: tuple[CandleInterval, ...] = ("1m",)
+    """Lengths of the venue's candles; those that it has not are left out."""
 
     snapshot_depth: int = Field(default=1000, ge=5, le=5000)
     """Levels a side asked for in a REST snapshot: the horizon of the book. More cost more of the
     venue's request weight (Binance: 50 for 1000, 250 for 5000)."""
 
-    weight_per_minute: int = Field(default=3000, ge=50)
-    """Request weight spent in a minute at the most; Binance allows 6000 to an IP address."""
+    weight_per_minute: int | None = Field(default=None, ge=50)
+    """Request weight spent in a minute at the most; absent means the usual share of what the venue
+    allows (Binance spot allows 6000 to an IP address). Venues that share a limit share this too."""
 
     snapshots_at_once: int = Field(default=4, ge=1, le=32)
     """Snapshot requests in flight at the same time."""
 
-    instruments_per_connection: int = Field(default=100, ge=1, le=300)
-    """Instruments that share a WebSocket connection; each takes three streams."""
+    topics_per_connection: int | None = Field(default=None, ge=1, le=1024)
+    """Subscriptions that share a WebSocket connection; absent means what suits the venue."""
 
-    subscribe_interval_seconds: Seconds = 0.3
-    """Time between two requests on a connection; Binance closes above 5 a second."""
+    redundancy: int = Field(default=1, ge=1, le=2)
+    """Connections for the same subscriptions all the time; with two the first to tell wins, and
+    the loss of one of them loses nothing."""
+
+    rollover_seconds: Seconds | None = None
+    """Age at which a connection is replaced by a new one without a gap; absent means a little
+    before the venue would end it."""
+
+    overlap_seconds: Seconds = 60.0
+    """Longest time for which the old connection waits for the books to go on from the new one."""
+
+    subscribe_interval_seconds: Seconds | None = None
+    """Time between two requests on a connection; absent means what the venue allows."""
+
+    instrument_refresh_seconds: Seconds = 300.0
+    """Time between two readings of the venue's list of instruments; announcements of the venue and
+    expiries that are due cause one at once."""
+
+    quiet_seconds: Seconds | None = None
+    """Silence of a subscription after which it is looked into; absent means what suits the
+    stream. A silent book is compared with the venue's by REST, others are subscribed to anew."""
 
     acknowledge_seconds: Seconds = 10.0
     """Time in which the venue has to acknowledge a subscription."""
@@ -72,6 +118,16 @@ class ExchangeSettings(SettingsModel):
 
     backoff_limit_seconds: Seconds = 30.0
     """Longest such wait."""
+
+    def selection(self, has: frozenset["common_pb2.EventKind.ValueType"]) -> Selection:
+        """Give what is to be collected of each instrument of a venue that has these kinds."""
+        wanted = {
+            common_pb2.EventKind.Value(f"EVENT_KIND_{name.upper()}") for name in self.kinds
+        } or has
+        return Selection(
+            frozenset(wanted & has),
+            tuple(int(each[:-1]) * _SECONDS[each[-1]] for each in self.candle_intervals),
+        )
 
 
 class BookSettings(SettingsModel):

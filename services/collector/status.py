@@ -1,15 +1,16 @@
 """What one collector tells of itself: over gRPC, and in its heartbeat."""
 
-import time
 from collections import Counter
 
 from marketprism.collector.v1 import collector_service_pb2 as pb
+from marketprism.market.v1 import common_pb2
 
 from services.collector.connection import VenueConnectionTask
+from services.collector.feed import InstrumentFeed
 from services.collector.venue import Venue
 from services.shared.publisher import Publisher
 
-__all__ = ["status_message"]
+__all__ = ["instrument_state", "status_message"]
 
 
 def status_message(
@@ -46,14 +47,21 @@ def _connection(venue: Venue, connection: VenueConnectionTask) -> pb.VenueConnec
         url=connection.url,
         state=connection.state,
         subscriptions=connection.subscriptions,
+        refused=connection.refused,
         frames=connection.frames,
+        frames_per_second=round(connection.frames_per_second, 1),
         malformed_frames=connection.malformed,
         reconnects=connection.reconnects,
         last_error=connection.last_error,
     )
-    message.state_time.FromNanoseconds(connection.state_time)
-    if connection.last_frame_time:
-        message.last_frame_time.FromNanoseconds(connection.last_frame_time)
+    for field, nanoseconds in (
+        (message.state_time, connection.state_time),
+        (message.last_frame_time, connection.last_frame_time),
+        (message.open_time, connection.open_time),
+        (message.rollover_time, venue.pool.rollover_time(connection)),
+    ):
+        if nanoseconds:
+            field.FromNanoseconds(nanoseconds)
     return message
 
 
@@ -61,11 +69,57 @@ def _budget(venue: Venue) -> pb.RestBudget:
     budget = venue.rest.budget
     message = pb.RestBudget(
         exchange=venue.exchange,
+        pool=budget.name,
         limit=budget.limit,
         used=budget.used,
+        waiting=budget.waiting,
         requests=budget.requests,
         rate_limited=budget.rate_limited,
     )
-    if budget.blocked_until > time.time():
-        message.blocked_until.FromNanoseconds(int(budget.blocked_until * 1e9))
+    message.window.FromNanoseconds(int(budget.window_seconds * 1e9))
+    if blocked := budget.blocked_until:
+        message.blocked_until.FromNanoseconds(int(blocked * 1e9))
+    return message
+
+
+def instrument_state(venue: Venue, feed: InstrumentFeed, now: int) -> pb.InstrumentState:
+    """Build what the collector knows of one instrument."""
+    book = feed.book
+    lag = 0
+    if book.exchange_time and book.receive_time:
+        lag = (book.receive_time - book.exchange_time) // 1_000_000
+    failed = book.checksums_bad + feed.top_mismatches + feed.probe_mismatches
+    message = pb.InstrumentState(
+        exchange=feed.spec.exchange,
+        symbol=feed.spec.symbol,
+        native_symbol=feed.spec.native_symbol,
+        book=book.status(now),
+        frames=book.frames,
+        frames_per_second=round(venue.rates.get(feed.spec.native_symbol, 0.0), 1),
+        applied=book.applied,
+        duplicates=book.duplicates + feed.lanes.duplicates,
+        gaps=book.gaps,
+        resyncs=book.resyncs,
+        trades=feed.trades.received,
+        lag_ms=lag,
+        bid_levels=book.book.bid_count,
+        ask_levels=book.book.ask_count,
+        connection_id=feed.connection_id,
+        checks_passed=book.checksums_ok + feed.top_checks + feed.probes - feed.top_mismatches
+        - feed.probe_mismatches,
+        checks_failed=failed,
+    )  # fmt: skip
+    kinds: dict[int, tuple[int, int]] = {
+        common_pb2.EVENT_KIND_ORDER_BOOK: (book.applied, book.receive_time),
+        common_pb2.EVENT_KIND_TRADE: (feed.trades.received, feed.last_trade_time),
+        common_pb2.EVENT_KIND_BEST_BID_OFFER: (feed.tops, feed.last_top_time),
+    }
+    for told in venue.tape.states(feed.spec.symbol):
+        kinds[told.kind] = (told.events, told.last_receive_time)
+    for kind in sorted(kinds.keys() | feed.refusals.keys()):
+        events, last = kinds.get(kind, (0, 0))
+        if events or kind in feed.refusals:
+            state = message.kinds.add(kind=kind, events=events, refusal=feed.refusals.get(kind, ""))
+            if last:
+                state.last_receive_time.FromNanoseconds(last)
     return message

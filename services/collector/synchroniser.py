@@ -21,6 +21,7 @@ from marketprism.market.v1 import order_book_pb2 as pb
 
 from services.collector.book import OrderBook
 from services.collector.book_output import BookOutput, SnapshotPolicy
+from services.collector.contracts import ContractSize
 from services.collector.encoding import OrderBookEncoder
 from services.collector.venues.base import (
     BookDiff,
@@ -52,6 +53,8 @@ class BookSynchroniser:
     `gaps` (breaks of the venue's sequence), `resyncs` (rebuilds after having been in step),
     `malformed`, `unpublished` (updates applied while muted), `checksums_ok` and `checksums_bad`
     (comparisons with the venue's checksum).
+
+    `sizes` converts the venue's quantities; None where it counts in the instrument's unit already.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class BookSynchroniser:
         policy: SnapshotPolicy,
         *,
         epoch_floor: int = 0,
+        sizes: ContractSize | None = None,
     ) -> None:
         self.exchange = exchange
         self.symbol = symbol
@@ -85,6 +89,7 @@ class BookSynchroniser:
         self.checksums_ok = 0
         self.checksums_bad = 0
         self.muted = False
+        self.sizes = sizes
         self._adapter = adapter
         self._from_stream = adapter.snapshot_source is SnapshotSource.STREAM
         self._checksum = adapter.book_checksum()
@@ -151,6 +156,15 @@ class BookSynchroniser:
             )
             self._lose(pb.ORDER_BOOK_REASON_VENUE_GAP, detail, receive_time)
             self._keep(diff, receive_time)
+
+    def on_overlap(self, diff: BookDiff, receive_time: int) -> None:
+        """Take a diff that begins before the book's id and ends behind it.
+
+        Another connection may cut the changes elsewhere. Where ids are ordered, levels are
+        absolute, so that it makes of this book the venue's at its last id.
+        """
+        self.frames += 1
+        self._apply(diff, receive_time)
 
     def on_heartbeat(self, heartbeat: BookHeartbeat, receive_time: int) -> None:
         """Take the venue's word that the book stands at an id: it does, or changes are missing."""
@@ -324,7 +338,10 @@ class BookSynchroniser:
     def _replace(self, snapshot: BookSnapshot) -> _Why | None:
         """Put the snapshot in place of the book, or give why it cannot be."""
         try:
-            self.book.replace(snapshot.bids, snapshot.asks, limit=snapshot.limit)
+            bids, asks = snapshot.bids, snapshot.asks
+            if self.sizes is not None:
+                bids, asks = self.sizes.levels(bids), self.sizes.levels(asks)
+            self.book.replace(bids, asks, limit=snapshot.limit)
         except InvalidDecimalError as error:
             return pb.ORDER_BOOK_REASON_SNAPSHOT_FAILED, f"malformed snapshot: {error}"
         if self._checksum is not None:
@@ -365,7 +382,12 @@ class BookSynchroniser:
 
     def _apply(self, diff: BookDiff, receive_time: int) -> None:
         try:
-            levels = self.book.apply(diff.bids, diff.asks)
+            sizes = self.sizes
+            levels = (
+                self.book.apply(diff.bids, diff.asks)
+                if sizes is None
+                else self.book.apply(sizes.levels(diff.bids), sizes.levels(diff.asks))
+            )
         except InvalidDecimalError as error:
             self.on_malformed(str(error), receive_time)
             return

@@ -1,12 +1,13 @@
 """The trades of one instrument: each once, in the venue's order, holes noticed and filled."""
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from marketprism.market.v1 import common_pb2
 
+from services.collector.contracts import ContractSize
 from services.collector.encoding import TradeEncoder
-from services.collector.venues.base import TradePrint
+from services.collector.venues.base import SkippedTrade, TradePrint
 
 __all__ = ["Filled", "TradeTape"]
 
@@ -14,6 +15,9 @@ _BUY = common_pb2.SIDE_BUY
 _SELL = common_pb2.SIDE_SELL
 # Old ids that continue each other so many times are a new numbering, not repetitions.
 _NEW_NUMBERING = 50
+
+
+_Numbered: TypeAlias = TradePrint | SkippedTrade
 
 
 class Filled(NamedTuple):
@@ -40,7 +44,11 @@ class TradeTape:
 
     `last_id` is the highest id published; the caller sets it to the last one stored by an earlier
     process, so that what was traded in between is a hole like any other. A venue that numbers anew
-    is followed after 50 such trades in a row, which `renumbered` counts.
+    is followed after 50 trades in a row that are old by their number and new by their time, which
+    `renumbered` counts.
+
+    A number may be used up without a trade of the market (`SkippedTrade`), and one trade may stand
+    for several numbers, the last of which it bears (`trade_count`).
     """
 
     def __init__(
@@ -50,8 +58,11 @@ class TradeTape:
         publish: Callable[[bytes, int], object],
         request_history: Callable[[int, int], None],
         max_held: int = 20_000,
+        sizes: ContractSize | None = None,
     ) -> None:
+        self.sizes = sizes
         self.last_id = 0
+        self.last_time = 0
         self.received = 0
         self.duplicates = 0
         self.missed = 0
@@ -61,10 +72,10 @@ class TradeTape:
         self._publish = publish
         self._request_history = request_history
         self._max_held = max_held
-        self._held: list[tuple[TradePrint, int]] = []
-        self._late: dict[int, tuple[TradePrint, int]] = {}
+        self._held: list[tuple[_Numbered, int]] = []
+        self._late: dict[int, tuple[_Numbered, int]] = {}
         self._missing: tuple[int, int] | None = None
-        self._behind: list[tuple[TradePrint, int]] = []
+        self._behind: list[tuple[_Numbered, int]] = []
 
     @property
     def missing(self) -> tuple[int, int] | None:
@@ -76,13 +87,13 @@ class TradeTape:
         """Whether no more trades should be held."""
         return len(self._held) + len(self._late) > self._max_held
 
-    def on_trade(self, trade: TradePrint, receive_time: int) -> None:
+    def on_trade(self, trade: _Numbered, receive_time: int) -> None:
         """Take a trade of the live feed."""
         self.received += 1
         number = trade.trade_id
         if self._missing is not None:
             self._hold(trade, receive_time, *self._missing)
-        elif number == self.last_id + 1 or self.last_id == 0:
+        elif _first(trade) <= self.last_id + 1 <= number or self.last_id == 0:
             if self._behind:
                 self._behind = []
             self._emit(trade, receive_time, backfilled=False)
@@ -90,7 +101,7 @@ class TradeTape:
             self.duplicates += 1
             self._look_back(trade, receive_time)
         else:
-            self._missing = (self.last_id + 1, number - 1)
+            self._missing = (self.last_id + 1, _first(trade) - 1)
             self._held.append((trade, receive_time))
             self._request_history(*self._missing)
 
@@ -127,7 +138,7 @@ class TradeTape:
             self.on_trade(trade, received)
         return Filled(found, lost, *((holes[0], holes[-1]) if holes else (0, 0)))
 
-    def _hold(self, trade: TradePrint, receive_time: int, first: int, last: int) -> None:
+    def _hold(self, trade: _Numbered, receive_time: int, first: int, last: int) -> None:
         number = trade.trade_id
         if number > last:
             self._held.append((trade, receive_time))
@@ -139,7 +150,10 @@ class TradeTape:
                 # It was only out of order.
                 self.fill((), receive_time)
 
-    def _look_back(self, trade: TradePrint, receive_time: int) -> None:
+    def _look_back(self, trade: _Numbered, receive_time: int) -> None:
+        if isinstance(trade, SkippedTrade) or trade.exchange_time < self.last_time:
+            # Another connection, or the venue itself, tells again what was told.
+            return
         behind = self._behind
         if behind and trade.trade_id != behind[-1][0].trade_id + 1:
             behind.clear()
@@ -151,17 +165,30 @@ class TradeTape:
             for each, received in behind:
                 self._emit(each, received, backfilled=False)
 
-    def _emit(self, trade: TradePrint, receive_time: int, *, backfilled: bool) -> None:
+    def _emit(self, trade: _Numbered, receive_time: int, *, backfilled: bool) -> None:
         self.last_id = trade.trade_id
+        if isinstance(trade, SkippedTrade):
+            return
+        self.last_time = trade.exchange_time
+        venue_id = trade.venue_id
         self._publish(
             self._encoder.trade(
-                str(trade.trade_id),
+                venue_id or str(trade.trade_id),
                 trade.exchange_time,
                 receive_time,
                 trade.price,
-                trade.quantity,
+                trade.quantity if self.sizes is None else self.sizes.sizes[trade.quantity],
                 _SELL if trade.buyer_is_maker else _BUY,
+                venue_sequence=trade.trade_id if venue_id else 0,
+                trade_count=trade.trade_count,
+                liquidation=trade.liquidation,
                 backfilled=backfilled,
             ),
             trade.trade_id,
         )
+
+
+def _first(trade: _Numbered) -> int:
+    """Give the first of the numbers that it stands for."""
+    count = 1 if isinstance(trade, SkippedTrade) else max(trade.trade_count, 1)
+    return trade.trade_id - count + 1

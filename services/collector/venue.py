@@ -1,59 +1,70 @@
-"""One venue while it is collected: its instruments, connections, snapshots and history."""
+"""One venue while it is collected: frames in, each to the feed that it is for."""
 
 import asyncio
-import fnmatch
-import re
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import structlog
-from google.protobuf.message import DecodeError
 from marketprism.collector.v1 import integrity_event_pb2 as integrity
-from marketprism.market.v1 import events_pb2, instrument_pb2
+from marketprism.market.v1 import common_pb2
 from marketprism.market.v1 import order_book_pb2 as pb
 
-from services.collector.connection import VenueConnectionTask, backoff
+from services.collector.connection import VenueConnectionTask
+from services.collector.contracts import ContractSize
 from services.collector.feed import InstrumentFeed
 from services.collector.ledger import Ledger
+from services.collector.observations import ObservationTape
+from services.collector.polling import Poller
+from services.collector.pool import ConnectionPool
+from services.collector.quiet import QuietWatch
 from services.collector.recording import Recorder
-from services.collector.rest import RateLimitedError, RestClient, RestError
+from services.collector.rest import Priority, RateLimitedError, RestClient
+from services.collector.roster import Roster
 from services.collector.settings import ExchangeSettings
+from services.collector.snapshots import FeedRequests
 from services.collector.synchroniser import SnapshotPolicy
+from services.collector.topics import Topic
 from services.collector.venues.base import (
     Acknowledgement,
     BookHeartbeat,
     BookSnapshot,
     Goodbye,
     Ignored,
-    InstrumentSpec,
+    InstrumentsChanged,
     MalformedFrameError,
+    Observation,
+    Ping,
+    Poll,
+    RestRequest,
     Several,
+    SkippedTrade,
     TopOfBook,
     TradePrint,
     VenueAdapter,
     VenueFault,
     VenueMessage,
 )
-from services.shared.decimals import InvalidDecimalError
 from services.shared.publisher import Publisher
 
 __all__ = ["Venue"]
 
-_INSTRUMENT_REFRESH = 3600.0
-_FLOORS_AT_ONCE = 32
-_HISTORY_ATTEMPTS = 6
+_TICK_SECONDS = 0.5
+_RATE_SECONDS = 5.0
 _MALFORMED_TOLD = 20  # malformed frames between two ticks that the ledger tells one by one
-# A symbol is one word of a subject, whatever the venue calls its currencies.
-_SYMBOL = re.compile(r"[^\s.*>]{1,100}")
+_ONE = ContractSize("1")
+_BOOK = common_pb2.EVENT_KIND_ORDER_BOOK
+_TRADE = common_pb2.EVENT_KIND_TRADE
+_TOP = common_pb2.EVENT_KIND_BEST_BID_OFFER
 
 
 class Venue:
-    """Collects one venue. It is the `ConnectionHandler` of its connections.
+    """Collects one venue. It is the `PoolHandler` of its connections.
 
-    `feeds` has the instruments by native symbol, `by_symbol` by canonical symbol.
+    `feeds` has the instruments by native symbol, `by_symbol` by canonical symbol. `shares(symbol)`
+    tells whether this collector collects an instrument; all of them when there is no other.
     `spawn(coroutine, name)` starts a task that the service owns. `run` does everything and ends
-    only with its task.
+    only with its task. Counters: `ignored` (frames of kinds that nobody asked for).
     """
 
     def __init__(
@@ -67,204 +78,94 @@ class Venue:
         policy: SnapshotPolicy,
         spawn: Callable[[Coroutine[Any, Any, Any], str], asyncio.Task[Any]],
         recorder: Recorder | None = None,
+        shares: Callable[[str], bool] = lambda _: True,
     ) -> None:
         self.exchange = exchange
         self.settings = settings
         self.rest = rest
-        self.feeds: dict[str, InstrumentFeed] = {}
-        self.by_symbol: dict[str, InstrumentFeed] = {}
-        self.connections: list[VenueConnectionTask] = []
-        self.detail = "starting"
-        self.ready = False
+        self.ignored = 0
+        self.rates: dict[str, float] = {}
+        self._counted: tuple[float, dict[str, int]] = (time.monotonic(), {})
         self._adapter = adapter
         self._publisher = publisher
         self._ledger = ledger
-        self._policy = policy
         self._spawn = spawn
         self._recorder = recorder
         self._log = structlog.get_logger(exchange=exchange)
-        self._snapshot_slots = asyncio.Semaphore(settings.snapshots_at_once)
-        self._fetching: dict[str, asyncio.Task[Any]] = {}
         self._disconnections: dict[str, tuple[str, int]] = {}
-        self._subscribed: set[str] = set()
-        self._unexpected = 0
+        self._silent: dict[tuple[str, int], tuple[str, int]] = {}
         self._malformed_told = 0
         self._malformed_untold = 0
+        self.pool = ConnectionPool(exchange, adapter, settings, self, spawn)
+        self.requests = FeedRequests(
+            exchange, adapter, settings, rest, ledger, spawn, self._renew_book
+        )
+        self.roster = Roster(
+            exchange, adapter, settings, rest, publisher, ledger, policy, self.pool, self.requests,
+            shares,
+        )  # fmt: skip
+        self.feeds = self.roster.feeds
+        self.by_symbol = self.roster.by_symbol
+        self.tape = ObservationTape(exchange, publisher.publish, self._resolve)
+        self.poller = Poller(self._ask, self._on_poll, self._on_poll_failed)
+        self.roster.on_change = self._on_roster
+        self._handlers: dict[type, Callable[[VenueConnectionTask, Any, int], None]] = {
+            TopOfBook: self._on_top,
+            TradePrint: self._on_trade,
+            SkippedTrade: self._on_trade,
+            Observation: self._on_observation,
+            BookSnapshot: self._on_book_message,
+            BookHeartbeat: self._on_book_message,
+            Several: self._on_several,
+            Acknowledgement: self._on_control,
+            VenueFault: self._on_control,
+            Ping: self._on_control,
+            InstrumentsChanged: self._on_control,
+            Goodbye: self._on_control,
+            Ignored: self._on_control,
+        }
+        self.quiet = QuietWatch(
+            settings,
+            self._heard,
+            self.feeds.get,
+            self.requests.probe,
+            self._probe_trades,
+            self._on_quiet,
+        )
 
     # Life
 
+    @property
+    def connections(self) -> list[VenueConnectionTask]:
+        """Its connections."""
+        return self.pool.connections
+
+    @property
+    def ready(self) -> bool:
+        """Whether the list of instruments was read and everything is subscribed to."""
+        return self.roster.ready
+
+    @property
+    def detail(self) -> str:
+        """What it waits for while it is not ready."""
+        return self.roster.detail
+
     async def run(self) -> None:
         """Collect until cancelled."""
-        self.detail = "waiting for the broker"
+        self.roster.detail = "waiting for the broker"
         await self._publisher.wait_connected()
-        self.detail = "reading the list of instruments"
-        specs = await self._load_instruments()
-        self.detail = "reading where an earlier collector stopped"
-        await self._make_feeds(specs)
-        self._open_connections()
-        self.ready = True
-        self.detail = ""
-        refreshed = time.monotonic()
+        for work, name in (
+            (self.roster.run(), "instruments"),
+            (self.pool.run(), "connections"),
+            (self.poller.run(), "polls"),
+        ):
+            self._spawn(work, f"{self.exchange}: {name}")
         while True:
-            await asyncio.sleep(0.5)
-            self._tick(time.time_ns())
-            if time.monotonic() - refreshed > _INSTRUMENT_REFRESH:
-                refreshed = time.monotonic()
-                self._spawn(self._refresh_instruments(), f"{self.exchange} instruments")
+            await asyncio.sleep(_TICK_SECONDS)
+            self.tick(time.time_ns())
 
-    async def _load_instruments(self) -> list[InstrumentSpec]:
-        attempt = 0
-        while True:
-            try:
-                body, _ = await self.rest.get(self._adapter.instruments_request())
-                chosen = self._choose(self._adapter.decode_instruments(body))
-                if chosen:
-                    return chosen
-                self.detail = f"no instrument that trades matches {list(self.settings.symbols)}"
-            except (RestError, MalformedFrameError) as error:
-                self.detail = f"cannot read the list of instruments: {error}"
-            attempt += 1
-            delay = backoff(self.settings, attempt)
-            self._log.warning(self.detail, retry_seconds=round(delay, 2))
-            await asyncio.sleep(delay)
-
-    def _choose(self, specs: Sequence[InstrumentSpec]) -> list[InstrumentSpec]:
-        known: dict[str, InstrumentSpec] = {}
-        for spec in specs:
-            if not spec.trading or not any(
-                fnmatch.fnmatchcase(spec.symbol, wanted) for wanted in self.settings.symbols
-            ):
-                continue
-            if _SYMBOL.fullmatch(spec.symbol) is None or not spec.symbol.isprintable():
-                self._log.error(
-                    "not collected: expected a symbol without spaces, dots, * and >",
-                    symbol=repr(spec.symbol)[:200],
-                )
-            elif spec.symbol in known:
-                self._log.error(
-                    "not collected: another instrument has this symbol",
-                    symbol=spec.symbol,
-                    native_symbol=spec.native_symbol,
-                    other=known[spec.symbol].native_symbol,
-                )
-            else:
-                known[spec.symbol] = spec
-        for wanted in self.settings.symbols:
-            if not any(sign in wanted for sign in "*?[") and wanted not in known:
-                self._log.warning("no such instrument trades at the venue", symbol=wanted)
-        return [known[symbol] for symbol in sorted(known)]
-
-    async def _make_feeds(self, specs: Sequence[InstrumentSpec]) -> None:
-        now = time.time_ns()
-        slots = asyncio.Semaphore(_FLOORS_AT_ONCE)
-
-        async def make(spec: InstrumentSpec) -> None:
-            async with slots:
-                epoch, trade_id = await self._floors(spec)
-            feed = InstrumentFeed(
-                spec,
-                self._adapter,
-                self._publisher,
-                self._ledger,
-                self._policy,
-                self._fetch_snapshot,
-                self._fetch_trades,
-                epoch_floor=epoch,
-                last_trade_id=trade_id,
-            )
-            self.feeds[spec.native_symbol] = feed
-            self.by_symbol[spec.symbol] = feed
-            self._publish_instrument(spec, now)
-
-        async with asyncio.TaskGroup() as group:
-            for spec in specs:
-                group.create_task(make(spec))
-        self._log.info("instruments", count=len(self.feeds))
-
-    async def _floors(self, spec: InstrumentSpec) -> tuple[int, int]:
-        """Epoch and trade id that an earlier collector reached, 0 where there is none."""
-        name = f"{self.exchange}.{spec.symbol}"
-        attempt = 0
-        while True:
-            try:
-                trade = await self._publisher.last_message(f"market.trade.{name}")
-                status = await self._publisher.last_message(f"market.order_book_status.{name}")
-                snapshot = await self._publisher.last_message(f"market.order_book_snapshot.{name}")
-                break
-            except Exception as error:  # the broker went away again: wait for it
-                attempt += 1
-                self._log.warning("cannot read from the broker", error=str(error))
-                await asyncio.sleep(backoff(self.settings, attempt))
-        epoch = trade_id = 0
-        try:
-            if trade is not None:
-                text = events_pb2.Trade.FromString(trade.payload).trade_id
-                trade_id = int(text) if text.isdecimal() and text.isascii() else 0
-            if snapshot is not None:
-                epoch = pb.OrderBookSnapshot.FromString(snapshot.payload).epoch
-            if status is not None:
-                epoch = max(epoch, pb.OrderBookStatus.FromString(status.payload).epoch)
-        except DecodeError as error:
-            self._log.error("somebody else published there", symbol=spec.symbol, error=str(error))
-        return epoch, trade_id
-
-    def _open_connections(self) -> None:
-        names = list(self.feeds)
-        size = self.settings.instruments_per_connection
-        for index, start in enumerate(range(0, len(names), size), 1):
-            connection = VenueConnectionTask(
-                f"{self.exchange}-{index}",
-                self._adapter,
-                self.settings,
-                names[start : start + size],
-                self,
-            )
-            for name in connection.native_symbols:
-                self.feeds[name].connection_id = connection.connection_id
-            self.connections.append(connection)
-            self._spawn(connection.run(), connection.connection_id)
-
-    async def _refresh_instruments(self) -> None:
-        try:
-            body, _ = await self.rest.get(self._adapter.instruments_request())
-            specs = self._adapter.decode_instruments(body)
-        except (RestError, MalformedFrameError) as error:
-            self._log.warning("cannot refresh the list of instruments", error=str(error))
-            return
-        now = time.time_ns()
-        for spec in specs:
-            feed = self.feeds.get(spec.native_symbol)
-            if feed is not None and feed.spec != spec:
-                self._log.info("instrument changed", symbol=spec.symbol)
-                feed.spec = spec
-                self._publish_instrument(spec, now)
-
-    def _publish_instrument(self, spec: InstrumentSpec, now: int) -> None:
-        message = instrument_pb2.Instrument(
-            exchange=spec.exchange,
-            symbol=spec.symbol,
-            native_symbol=spec.native_symbol,
-            kind=instrument_pb2.INSTRUMENT_KIND_SPOT,
-            status=instrument_pb2.INSTRUMENT_STATUS_TRADING
-            if spec.trading
-            else instrument_pb2.INSTRUMENT_STATUS_HALTED,
-            base=spec.base,
-            quote=spec.quote,
-            tick_size=spec.tick_size,
-            lot_size=spec.lot_size,
-            min_quantity=spec.min_quantity,
-            min_notional=spec.min_notional,
-            contract_size="1",
-            quantity_unit=instrument_pb2.QUANTITY_UNIT_BASE,
-        )
-        message.update_time.FromNanoseconds(now)
-        self._publisher.publish(
-            f"market.instrument.{spec.exchange}.{spec.symbol}",
-            message.SerializeToString(),
-            f"{spec.exchange}.{spec.symbol}.{now}",
-        )
-
-    def _tick(self, now: int) -> None:
+    def tick(self, now: int) -> None:
+        """Look after what time alone brings."""
         if count := self._malformed_untold:
             self._log.warning("more malformed frames", count=count)
             self._record_malformed(f"{count} more frames could not be read", count, now)
@@ -279,26 +180,52 @@ class Venue:
                 feed.report_drops(now)
                 if book.muted:
                     book.unmute(now)
+            feed.lanes.tick(now)
             if allowed and book.tick(now):
                 allowed -= 1
-            behind = feed.lag_behind_top(now)
-            if behind > self.settings.lag_seconds and book.in_step:
-                book.on_silence(
-                    f"for {behind:.1f} s the venue's best bid and offer has been ahead of the "
-                    f"book, which has had no update since {book.venue_sequence}",
-                    now,
-                )
-                if behind > 2 * self.settings.lag_seconds:
-                    self._restart_connection(feed, "the book's stream is silent")
-            elif behind > 2 * self.settings.lag_seconds and book.state == pb.ORDER_BOOK_STATE_STALE:
-                self._restart_connection(feed, "the book's stream is silent")
+            self._look_behind(feed, now)
+        self.quiet.look(self.connections)
+        self._rate(time.monotonic())
 
-    def _restart_connection(self, feed: InstrumentFeed, reason: str) -> None:
+    def _rate(self, now: float) -> None:
+        since, before = self._counted
+        if (seconds := now - since) < _RATE_SECONDS:
+            return
+        counts = {name: feed.book.frames for name, feed in self.feeds.items()}
+        self.rates = {
+            name: (count - before[name]) / seconds
+            for name, count in counts.items()
+            if name in before
+        }
+        self._counted = (now, counts)
+
+    def _look_behind(self, feed: InstrumentFeed, now: int) -> None:
+        """Act when the venue's own best bid and offer has gone on without the book."""
+        book, limit = feed.book, self.settings.lag_seconds
+        behind = feed.lag_behind_top(now)
+        if behind > limit and book.in_step:
+            book.on_silence(
+                f"for {behind:.1f} s the venue's best bid and offer has been ahead of the "
+                f"book, which has had no update since {book.venue_sequence}",
+                now,
+            )
+        if behind > 2 * limit and book.state in (
+            pb.ORDER_BOOK_STATE_STALE,
+            pb.ORDER_BOOK_STATE_SYNCED,
+        ):
+            if feed.revivals < 1:
+                feed.revivals += 1
+                self._renew_book(feed)
+            elif behind > 4 * limit:
+                feed.revivals = 0
+                self._restart_connections(feed, "the book's stream is silent")
+
+    def _restart_connections(self, feed: InstrumentFeed, reason: str) -> None:
         for connection in self.connections:
-            if connection.connection_id == feed.connection_id:
+            if connection.connection_id in feed.lanes.names:
                 connection.restart(f"{feed.spec.symbol}: {reason}")
 
-    # ConnectionHandler
+    # PoolHandler
 
     def on_open(self, connection: VenueConnectionTask, now: int) -> None:
         """Tell the ledger, when the connection was open before."""
@@ -310,7 +237,7 @@ class Venue:
             self._ledger.record(
                 integrity.INTEGRITY_KIND_CONNECTED,
                 integrity.INTEGRITY_CAUSE_UNSPECIFIED,
-                "connected again; books are rebuilt from fresh snapshots",
+                "connected again",
                 exchange=self.exchange,
                 now=now,
                 begin=since,
@@ -318,6 +245,11 @@ class Venue:
                 connection_id=connection.connection_id,
                 previous_event_id=event,
             )
+
+    def on_sent(self, connection: VenueConnectionTask, frame: str, now: int) -> None:
+        """Record what was asked."""
+        if self._recorder is not None:
+            self._recorder.record("ws_send", connection.url, connection.connection_id, frame, now)
 
     def on_frame(self, connection: VenueConnectionTask, frame: bytes | str, now: int) -> None:
         """Decode a frame and hand it to its instrument."""
@@ -331,50 +263,113 @@ class Venue:
         self._dispatch(connection, message, now)
 
     def _dispatch(self, connection: VenueConnectionTask, message: VenueMessage, now: int) -> None:
-        if isinstance(message, TopOfBook):
-            feed = self.feeds.get(message.native_symbol)
-            if feed is not None:
-                feed.on_top(message, now)
-        elif isinstance(message, TradePrint):
-            feed = self.feeds.get(message.native_symbol)
-            if feed is not None:
-                feed.on_trade(message, now)
-        elif isinstance(message, Acknowledgement):
-            connection.acknowledge(message.request_id)
+        # By type, and what is none of these is a change of a book: by far the most frequent.
+        handler = self._handlers.get(type(message))
+        if handler is not None:
+            handler(connection, message, now)
+            return
+        feed = self.feeds.get(message.native_symbol)  # type: ignore[union-attr]
+        if feed is not None:
+            feed.on_diff(connection.connection_id, message, now)  # type: ignore[arg-type]
+
+    def _on_several(self, connection: VenueConnectionTask, message: Several, now: int) -> None:
+        for each in message.messages:
+            self._dispatch(connection, each, now)
+
+    def _on_top(self, connection: VenueConnectionTask, message: TopOfBook, now: int) -> None:
+        feed = self.feeds.get(message.native_symbol)
+        if feed is not None:
+            feed.on_top(message, now)
+
+    def _on_trade(
+        self, connection: VenueConnectionTask, message: TradePrint | SkippedTrade, now: int
+    ) -> None:
+        feed = self.feeds.get(message.native_symbol)
+        if feed is not None:
+            feed.on_trade(message, now)
+
+    def _on_observation(
+        self, connection: VenueConnectionTask, message: Observation, now: int
+    ) -> None:
+        self.tape.on_observation(message, now)
+
+    def _on_book_message(
+        self, connection: VenueConnectionTask, message: BookSnapshot | BookHeartbeat, now: int
+    ) -> None:
+        feed = self.feeds.get(message.native_symbol)
+        if feed is not None:
+            feed.on_book_message(connection.connection_id, message, now)
+
+    def _on_control(self, connection: VenueConnectionTask, message: VenueMessage, now: int) -> None:
+        """Take what is about the connection itself."""
+        connection.controls += 1
+        if isinstance(message, Acknowledgement):
+            connection.acknowledge(message)
         elif isinstance(message, VenueFault):
-            self._log.warning("the venue refused", code=message.code, reason=message.message)
-            connection.refuse(message.request_id, f"{message.code} {message.message}")
-        elif isinstance(message, Goodbye):
-            connection.restart(
-                f"the venue ends the connection: {message.message}",
-                integrity.INTEGRITY_CAUSE_VENUE_MAINTENANCE,
+            self._log.warning(
+                "the venue refused",
+                code=message.code,
+                reason=message.message,
+                topic=message.topic or None,
             )
-        elif isinstance(message, Ignored):
-            self._unexpected += 1
-        elif isinstance(message, BookSnapshot | BookHeartbeat):
-            feed = self.feeds.get(message.native_symbol)
-            if feed is not None:
-                feed.on_book_message(message, now)
-        elif isinstance(message, Several):
-            for each in message.messages:
-                self._dispatch(connection, each, now)
+            connection.refuse(message)
+        elif isinstance(message, Ping):
+            connection.answer(message)
+        elif isinstance(message, InstrumentsChanged):
+            self.roster.refresh_soon(message.what)
+        elif isinstance(message, Goodbye):
+            self.pool.roll_over(connection, f"the venue ends it: {message.message}")
         else:
-            feed = self.feeds.get(message.native_symbol)
-            if feed is not None:
-                feed.on_diff(message, now)
+            self.ignored += 1
 
     def on_subscribed(
-        self, connection: VenueConnectionTask, native_symbols: Sequence[str], now: int
+        self, connection: VenueConnectionTask, topics: Sequence[Topic], now: int
     ) -> None:
         """Begin to build the books whose diffs flow now."""
-        for name in native_symbols:
-            self._subscribed.add(name)
-            self.feeds[name].book.begin(now)
+        for topic in topics:
+            subscription = topic.subscription
+            feed = self.feeds.get(subscription.native_symbol)
+            if feed is None:
+                continue
+            for kind in subscription.kinds:
+                feed.refusals.pop(kind, None)
+            if _BOOK in subscription.kinds:
+                feed.expects_snapshot = True
+                feed.lanes.join(connection.connection_id, now)
+
+    def on_unsubscribed(
+        self, connection: VenueConnectionTask, topics: Sequence[Topic], now: int
+    ) -> None:
+        """Take note that nothing of these comes for now."""
+
+    def on_refused(
+        self, connection: VenueConnectionTask, topics: Sequence[Topic], now: int
+    ) -> None:
+        """Tell the ledger what will not come, and why."""
+        for topic in topics:
+            subscription = topic.subscription
+            feed = self.feeds.get(subscription.native_symbol)
+            for kind in subscription.kinds:
+                if feed is not None:
+                    feed.refusals[kind] = topic.refusal
+                if topic.refusals > 1:
+                    continue
+                self._ledger.record(
+                    integrity.INTEGRITY_KIND_SUBSCRIPTION_REFUSED,
+                    integrity.INTEGRITY_CAUSE_VENUE_REFUSED,
+                    f"{subscription.topic}: {topic.refusal}; asked for again after a while",
+                    exchange=self.exchange,
+                    symbol=feed.spec.symbol if feed is not None else "",
+                    now=now,
+                    event_kind=kind,
+                    connection_id=connection.connection_id,
+                )
 
     def on_silent(self, connection: VenueConnectionTask, seconds: float, now: int) -> None:
         """Tell in-band that the books of a silent connection are stale."""
-        for name in connection.native_symbols:
-            self.feeds[name].book.on_silence(f"no frame on the connection for {seconds:.1f} s", now)
+        for feed in self._carried(connection):
+            if feed.lanes.names == [connection.connection_id]:
+                feed.book.on_silence(f"no frame on the connection for {seconds:.1f} s", now)
 
     def on_closed(self, connection: VenueConnectionTask, detail: str, now: int) -> None:
         """Tell the ledger and every book that nothing continues it."""
@@ -388,12 +383,46 @@ class Venue:
             connection_id=connection.connection_id,
         )
         self._disconnections[connection.connection_id] = (event, connection.last_frame_time)
-        for name in connection.native_symbols:
-            self._subscribed.discard(name)
-            task = self._fetching.pop(name, None)
-            if task is not None:
-                task.cancel()
-            self.feeds[name].on_disconnected(detail, now)
+        for feed in self._carried(connection):
+            if feed.lanes.names == [connection.connection_id]:
+                self.requests.cancel(feed.spec.native_symbol)
+            feed.on_disconnected(connection.connection_id, detail, now)
+
+    def is_aligned(self, connection: VenueConnectionTask) -> bool:
+        """Tell whether every book goes on from this connection as well as from the other one."""
+        return all(
+            feed.lanes.is_aligned(connection.connection_id) for feed in self._carried(connection)
+        )
+
+    def on_rolled_over(
+        self, old: VenueConnectionTask, new: VenueConnectionTask, reason: str, now: int
+    ) -> None:
+        """Let the old connection's part in every book go."""
+        for feed in self._carried(old):
+            feed.on_disconnected(old.connection_id, f"replaced by {new.connection_id}", now)
+        self._disconnections.pop(old.connection_id, None)
+        self._log.info(
+            "connection was replaced",
+            old=old.connection_id,
+            new=new.connection_id,
+            reason=reason,
+        )
+        self._ledger.record(
+            integrity.INTEGRITY_KIND_ROLLED_OVER,
+            integrity.INTEGRITY_CAUSE_CONNECTION_AGE,
+            f"{old.connection_id} was replaced by {new.connection_id}: {reason}",
+            exchange=self.exchange,
+            now=now,
+            begin=new.open_time,
+            end=now,
+            connection_id=new.connection_id,
+        )
+
+    def _carried(self, connection: VenueConnectionTask) -> list[InstrumentFeed]:
+        name = connection.connection_id
+        return [feed for feed in self.feeds.values() if name in feed.lanes.names]
+
+    # Malformed frames
 
     def _on_malformed(
         self, connection: VenueConnectionTask, error: MalformedFrameError, now: int
@@ -404,12 +433,14 @@ class Venue:
             # A venue that sends nothing else must not fill the ledger, nor the way to the broker.
             self._malformed_untold += 1
             if feed is not None and error.concerns_book:
-                feed.book.on_malformed(str(error), now)
+                feed.lanes.on_malformed(connection.connection_id, str(error), now)
             return
         self._malformed_told += 1
         self._log.warning("malformed frame", connection=connection.connection_id, error=str(error))
         if feed is not None:
-            feed.on_malformed(str(error), now, concerns_book=error.concerns_book)
+            feed.on_malformed(
+                connection.connection_id, str(error), now, concerns_book=error.concerns_book
+            )
         else:
             # Whose frame it was cannot be told; what it held is missed by the next id of its kind.
             self._record_malformed(str(error), 1, now, connection.connection_id)
@@ -425,64 +456,93 @@ class Venue:
             connection_id=connection_id,
         )
 
-    # REST
+    # Silence
 
-    def _fetch_snapshot(self, feed: InstrumentFeed, reason: int) -> None:
-        name = feed.spec.native_symbol
-        if name not in self._subscribed:
-            # Asked for again when its diffs flow.
-            return
-        attempt = feed.next_attempt(time.time_ns())
-        task = self._spawn(self._snapshot(feed, attempt), f"snapshot of {feed.spec.symbol}")
-        self._fetching[name] = task
+    def _heard(self, connection: VenueConnectionTask, topic: Topic) -> int:
+        subscription = topic.subscription
+        native = subscription.native_symbol
+        feed = self.feeds.get(native) if native else None
+        last = 0
+        for kind in subscription.kinds:
+            if feed is None:
+                last = max(last, self.tape.last_of_kind(kind))
+            elif kind == _BOOK:
+                last = max(last, feed.lanes.heard(connection.connection_id))
+            elif kind == _TRADE:
+                last = max(last, feed.last_trade_time)
+            elif kind == _TOP:
+                last = max(last, feed.last_top_time)
+            else:
+                last = max(last, self.tape.last_receive_time(kind, feed.spec.symbol))
+        return last
 
-    async def _snapshot(self, feed: InstrumentFeed, attempt: int) -> None:
-        request = self._adapter.snapshot_request(
-            feed.spec.native_symbol, self.settings.snapshot_depth
+    def _on_quiet(self, connection: VenueConnectionTask, topic: Topic, seconds: float) -> None:
+        subscription = topic.subscription
+        feed = self.feeds.get(subscription.native_symbol)
+        now = time.time_ns()
+        kind = subscription.kinds[0]
+        self._log.warning(
+            "a subscription is silent",
+            topic=subscription.topic,
+            connection=connection.connection_id,
+            seconds=round(seconds, 1),
         )
-        if attempt:
-            await asyncio.sleep(backoff(self.settings, attempt - 1))
-        failed = pb.ORDER_BOOK_REASON_SNAPSHOT_FAILED
-        try:
-            async with self._snapshot_slots:
-                body, received = await self.rest.get(request)
-            feed.book.on_snapshot(self._adapter.decode_snapshot(body, request), received)
-        except RateLimitedError as error:
+        self._ledger.record(
+            integrity.INTEGRITY_KIND_SILENT,
+            integrity.INTEGRITY_CAUSE_UNSPECIFIED,
+            f"{subscription.topic} was acknowledged and has said nothing for {seconds:.1f} s; "
+            "it is subscribed to anew",
+            exchange=self.exchange,
+            symbol=feed.spec.symbol if feed is not None else "",
+            now=now,
+            event_kind=kind,
+            begin=now - int(seconds * 1e9),
+            connection_id=connection.connection_id,
+        )
+
+    def _renew_book(self, feed: InstrumentFeed) -> bool:
+        return any(
+            self.pool.renew(each.topic)
+            for each in self.roster.subscriptions_of(feed.spec.native_symbol)
+            if _BOOK in each.kinds
+        )
+
+    def _probe_trades(self, feed: InstrumentFeed) -> None:
+        self.requests.look_for_trades(feed, lambda: self._renew_trades(feed))
+
+    def _renew_trades(self, feed: InstrumentFeed) -> None:
+        for each in self.roster.subscriptions_of(feed.spec.native_symbol):
+            if _TRADE in each.kinds:
+                for connection in self.pool.connections_of(each.topic):
+                    topic = connection.topics.topics.get(each.topic)
+                    if topic is not None and connection.renew(each.topic):
+                        self._on_quiet(connection, topic, time.monotonic() - topic.since)
+
+    # Kinds beside books, trades and tops
+
+    def _resolve(self, native_symbol: str) -> tuple[str, ContractSize] | None:
+        feed = self.feeds.get(native_symbol)
+        return None if feed is None else (feed.spec.symbol, feed.sizes or _ONE)
+
+    async def _ask(self, request: RestRequest) -> tuple[bytes, int]:
+        return await self.rest.get(request, priority=Priority.POLL)
+
+    def _on_poll(self, poll: Poll, body: bytes, received: int) -> None:
+        for observation in self._adapter.decode_poll(body, poll):
+            self.tape.on_observation(observation, received)
+
+    def _on_poll_failed(self, poll: Poll, error: Exception) -> None:
+        if isinstance(error, RateLimitedError):
             self._ledger.record(
                 integrity.INTEGRITY_KIND_RATE_LIMITED,
                 integrity.INTEGRITY_CAUSE_RATE_LIMIT,
                 str(error),
                 exchange=self.exchange,
-                symbol=feed.spec.symbol,
                 now=time.time_ns(),
+                event_kind=poll.kind,
             )
-            feed.book.on_snapshot_failed(
-                pb.ORDER_BOOK_REASON_RATE_LIMITED, str(error), time.time_ns()
-            )
-        except (RestError, MalformedFrameError, InvalidDecimalError) as error:
-            feed.book.on_snapshot_failed(failed, str(error), time.time_ns())
 
-    def _fetch_trades(self, feed: InstrumentFeed, first: int, last: int) -> None:
-        self._spawn(self._trades(feed, first, last), f"missed trades of {feed.spec.symbol}")
-
-    async def _trades(self, feed: InstrumentFeed, first: int, last: int) -> None:
-        name = feed.spec.native_symbol
-        request = self._adapter.trades_request(name, first, last - first + 1)
-        received = 0
-        detail = ""
-        trades: list[TradePrint] = []
-        for attempt in range(_HISTORY_ATTEMPTS):
-            if attempt:
-                await asyncio.sleep(backoff(self.settings, attempt - 1))
-            try:
-                body, received = await self.rest.get(request)
-                trades = self._adapter.decode_trades(body, name)
-            except (RestError, MalformedFrameError) as error:
-                detail = str(error)
-                continue
-            if trades and trades[-1].trade_id >= last:
-                detail = f"the venue's history begins at {trades[0].trade_id}"
-                break
-            # REST may be a little behind the stream that showed the hole.
-            detail = "the venue's history does not reach so far"
-        feed.on_history(first, trades, detail, received or time.time_ns())
+    def _on_roster(self, polls: Sequence[Poll], gone: Sequence[str]) -> None:
+        self.poller.set_polls(polls)
+        for symbol in gone:
+            self.tape.forget(symbol)

@@ -206,7 +206,7 @@ class _Verifier:
     def _answer(self, adapter: VenueAdapter, record: CaptureRecord) -> None:
         parts = urlsplit(record.url or "")
         query = dict(parse_qsl(parts.query))
-        if parts.path == adapter.instruments_request().path:
+        if any(parts.path == request.path for request in adapter.instrument_requests()):
             for spec in adapter.decode_instruments(record.payload()):
                 self._instruments[adapter.exchange, spec.native_symbol] = spec
             return

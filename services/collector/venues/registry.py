@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable
-from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from services.collector.venues.base import VenueAdapter
@@ -16,26 +15,17 @@ __all__ = [
     "adapter_for_exchange",
     "exchange_for_url",
     "exchanges",
-    "live_adapter_for_exchange",
-    "live_exchanges",
     "url_host",
 ]
 
 
-class _Entry(NamedTuple):
-    """A venue. `live` tells whether the collector can connect to it; captures are read of all."""
-
-    make: Callable[[], VenueAdapter]
-    live: bool
-
-
-_ADAPTERS = {
-    "binance": _Entry(lambda: BinanceSpot(BINANCE), live=True),
-    "binance_us": _Entry(lambda: BinanceSpot(BINANCE_US), live=True),
-    "binance_usdm": _Entry(lambda: BinanceFutures(USDM), live=False),
-    "binance_coinm": _Entry(lambda: BinanceFutures(COINM), live=False),
-    "okx": _Entry(Okx, live=False),
-    "deribit": _Entry(Deribit, live=False),
+_ADAPTERS: dict[str, Callable[[], VenueAdapter]] = {
+    "binance": lambda: BinanceSpot(BINANCE),
+    "binance_us": lambda: BinanceSpot(BINANCE_US),
+    "binance_usdm": lambda: BinanceFutures(USDM),
+    "binance_coinm": lambda: BinanceFutures(COINM),
+    "okx": Okx,
+    "deribit": Deribit,
 }
 
 _HOSTS = (
@@ -73,35 +63,15 @@ def exchanges() -> list[str]:
     return sorted(_ADAPTERS)
 
 
-def live_exchanges() -> list[str]:
-    """Ids of the venues that can be collected live."""
-    return sorted(exchange for exchange, entry in _ADAPTERS.items() if entry.live)
-
-
 def adapter_for_exchange(exchange: str) -> VenueAdapter:
     """Make the adapter of a venue id. Raises InvalidArgument when there is none."""
     try:
-        return _ADAPTERS[exchange].make()
+        return _ADAPTERS[exchange]()
     except KeyError:
         raise InvalidArgument(
             f"no adapter for exchange {exchange!r}; expected one of {', '.join(exchanges())}",
             reason="EXCHANGE_NOT_SUPPORTED",
         ) from None
-
-
-def live_adapter_for_exchange(exchange: str) -> VenueAdapter:
-    """Make the adapter of a venue to collect. Raises InvalidArgument when it cannot be."""
-    entry = _ADAPTERS.get(exchange)
-    if entry is not None and entry.live:
-        return entry.make()
-    live = ", ".join(live_exchanges())
-    raise InvalidArgument(
-        f"no adapter for exchange {exchange!r}; expected one of {live}"
-        if entry is None
-        else f"exchange {exchange!r} cannot be collected live yet, only its captures can be "
-        f"verified; expected one of {live}",
-        reason="EXCHANGE_NOT_SUPPORTED",
-    )
 
 
 def url_host(url: str | None) -> str:

@@ -11,11 +11,16 @@ from typing import Any
 import pytest
 from marketprism.collector.v1 import collector_service_pb2 as pb
 from marketprism.collector.v1 import integrity_event_pb2 as integrity
+from marketprism.market.v1 import common_pb2
 from websockets.asyncio.server import ServerConnection, serve
 
 from services.collector.connection import VenueConnectionTask, backoff
 from services.collector.settings import ExchangeSettings
+from services.collector.topics import Topic
+from services.collector.venues.base import Acknowledgement, Ping, Subscription, VenueFault
 from services.collector.venues.binance_spot import BinanceSpot
+
+_BOOK = (common_pb2.EVENT_KIND_ORDER_BOOK,)
 
 
 @dataclass
@@ -24,7 +29,10 @@ class Told:
 
     frames: list[bytes | str] = field(default_factory=list)
     opened: int = 0
+    sent: list[str] = field(default_factory=list)
     subscribed: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
     silent: int = 0
     closed: list[str] = field(default_factory=list)
 
@@ -36,14 +44,32 @@ class Told:
         with contextlib.suppress(ValueError):
             message = json.loads(frame)
             if "result" in message:
-                connection.acknowledge(message["id"])
+                connection.controls += 1
+                connection.acknowledge(Acknowledgement(message["id"]))
             elif "code" in message:
-                connection.refuse(message["id"], message["msg"])
+                connection.controls += 1
+                connection.refuse(VenueFault(message["id"], message["code"], message["msg"]))
+            elif "ping" in message:
+                connection.controls += 1
+                connection.answer(Ping(message["ping"]))
+
+    def on_sent(self, connection: VenueConnectionTask, frame: str, now: int) -> None:
+        self.sent.append(frame)
 
     def on_subscribed(
-        self, connection: VenueConnectionTask, native_symbols: Sequence[str], now: int
+        self, connection: VenueConnectionTask, topics: Sequence[Topic], now: int
     ) -> None:
-        self.subscribed += native_symbols
+        self.subscribed += [topic.subscription.topic for topic in topics]
+
+    def on_unsubscribed(
+        self, connection: VenueConnectionTask, topics: Sequence[Topic], now: int
+    ) -> None:
+        self.left += [topic.subscription.topic for topic in topics]
+
+    def on_refused(
+        self, connection: VenueConnectionTask, topics: Sequence[Topic], now: int
+    ) -> None:
+        self.refused += [topic.subscription.topic for topic in topics]
 
     def on_silent(self, connection: VenueConnectionTask, seconds: float, now: int) -> None:
         self.silent += 1
@@ -69,12 +95,11 @@ def _settings(url: str, **more: Any) -> ExchangeSettings:
 
 @contextlib.asynccontextmanager
 async def running(
-    url: str, symbols: Sequence[str] = ("BTCUSDT",), **settings: Any
+    url: str, topics: Sequence[str] = ("btcusdt@depth@100ms",), **settings: Any
 ) -> AsyncIterator[tuple[VenueConnectionTask, Told]]:
     told = Told()
-    connection = VenueConnectionTask(
-        "sim-1", BinanceSpot(), _settings(url, **settings), symbols, told
-    )
+    connection = VenueConnectionTask("sim-1", BinanceSpot(), _settings(url, **settings), told)
+    connection.add(Subscription(topic, _BOOK) for topic in topics)
     task = asyncio.create_task(connection.run())
     try:
         yield connection, told
@@ -197,23 +222,95 @@ async def _acknowledge(socket: ServerConnection) -> dict[str, Any]:
     return request
 
 
-async def test_instruments_begin_when_the_venue_acknowledged_them() -> None:
+async def test_subscriptions_stand_when_the_venue_acknowledged_them() -> None:
     requests: list[dict[str, Any]] = []
 
     async def handler(socket: ServerConnection) -> None:
-        requests.append(await _acknowledge(socket))
-        requests.append(await _acknowledge(socket))
+        while sum(len(request["params"]) for request in requests) < 240:
+            requests.append(await _acknowledge(socket))
         await socket.wait_closed()
 
-    symbols = [f"S{number}" for number in range(80)]
+    topics = [f"s{number}@depth@100ms" for number in range(240)]
     async with (
         ws_server(handler) as url,
-        running(url, symbols) as (connection, told),
+        running(url, topics) as (connection, told),
     ):
-        await _until(lambda: connection.subscriptions == 80 and len(requests) == 2)
-        assert told.subscribed == symbols
-        assert len({request["id"] for request in requests}) == 2
+        await _until(lambda: connection.subscriptions == 240)
+        assert sorted(told.subscribed) == sorted(topics)
+        assert len({request["id"] for request in requests}) == len(requests) > 1
         assert connection.state == pb.CONNECTION_STATE_CONNECTED
+        assert connection.settled
+
+
+async def test_subscriptions_come_and_go_while_the_connection_runs() -> None:
+    requests: list[dict[str, Any]] = []
+
+    async def handler(socket: ServerConnection) -> None:
+        while True:
+            requests.append(await _acknowledge(socket))
+
+    async with ws_server(handler) as url, running(url) as (connection, told):
+        await _until(lambda: connection.subscriptions == 1)
+        connection.add([Subscription("ethusdt@depth@100ms", _BOOK)])
+        await _until(lambda: connection.subscriptions == 2)
+        connection.remove(["btcusdt@depth@100ms"])
+        await _until(lambda: told.left == ["btcusdt@depth@100ms"])
+        assert [request["method"] for request in requests] == [
+            "SUBSCRIBE", "SUBSCRIBE", "UNSUBSCRIBE",
+        ]  # fmt: skip
+        assert connection.subscriptions == 1
+
+
+async def test_a_renewed_subscription_is_left_before_it_is_made_again() -> None:
+    requests: list[dict[str, Any]] = []
+
+    async def handler(socket: ServerConnection) -> None:
+        while True:
+            requests.append(await _acknowledge(socket))
+
+    async with ws_server(handler) as url, running(url) as (connection, told):
+        await _until(lambda: connection.subscriptions == 1)
+        assert connection.renew("btcusdt@depth@100ms")
+        await _until(lambda: len(told.subscribed) == 2)
+        assert [request["method"] for request in requests] == [
+            "SUBSCRIBE", "UNSUBSCRIBE", "SUBSCRIBE",
+        ]  # fmt: skip
+
+
+async def test_one_topic_that_the_venue_refuses_keeps_no_other_out() -> None:
+    bad = "s7@depth@100ms"
+
+    async def handler(socket: ServerConnection) -> None:
+        while True:
+            request = json.loads(await socket.recv())
+            if bad in request["params"]:
+                answer = {"code": 2, "msg": "Invalid symbol", "id": request["id"]}
+            else:
+                answer = {"result": None, "id": request["id"]}
+            await socket.send(json.dumps(answer))
+
+    topics = [f"s{number}@depth@100ms" for number in range(20)]
+    async with ws_server(handler) as url, running(url, topics) as (connection, told):
+        await _until(lambda: connection.settled)
+        assert sorted(told.subscribed) == sorted(set(topics) - {bad})
+        assert told.refused == [bad]
+        assert connection.refused == 1
+        assert (told.opened, told.closed) == (1, [])
+
+
+async def test_what_the_venue_wants_answered_is_answered() -> None:
+    answered = asyncio.Event()
+
+    async def handler(socket: ServerConnection) -> None:
+        await _acknowledge(socket)
+        await socket.send(json.dumps({"ping": "pong 1"}))
+        assert await socket.recv() == "pong 1"
+        answered.set()
+        await socket.wait_closed()
+
+    async with ws_server(handler) as url, running(url):
+        async with asyncio.timeout(10):
+            await answered.wait()
 
 
 @pytest.mark.parametrize(
@@ -231,8 +328,9 @@ async def test_an_end_is_told_once_with_its_cause_and_the_connection_opens_again
 ) -> None:
     async def handler(socket: ServerConnection) -> None:
         if end == "refuse":
-            request = json.loads(await socket.recv())
-            await socket.send(json.dumps({"code": 2, "msg": "Invalid", "id": request["id"]}))
+            # What is complained of is not named: anything outstanding may be meant.
+            await socket.recv()
+            await socket.send(json.dumps({"code": 2, "msg": "Invalid", "id": None}))
             await socket.wait_closed()
             return
         await _acknowledge(socket)
@@ -265,7 +363,7 @@ async def test_a_subscription_that_is_not_acknowledged_is_made_anew() -> None:
         running(url, acknowledge_seconds=0.05) as (_, told),
     ):
         await _until(lambda: told.opened >= 2)
-        assert "not acknowledged" in told.closed[0]
+        assert "not answered" in told.closed[0]
 
 
 async def test_a_silent_connection_is_told_and_then_opened_anew() -> None:
@@ -279,7 +377,7 @@ async def test_a_silent_connection_is_told_and_then_opened_anew() -> None:
     ):
         await _until(lambda: told.opened >= 2)
         assert told.silent >= 1
-        assert "no frame for" in told.closed[0]
+        assert "no market data for" in told.closed[0]
 
 
 async def test_a_clock_that_is_set_is_not_silence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,8 +401,9 @@ async def test_a_clock_that_is_set_is_not_silence(monkeypatch: pytest.MonkeyPatc
 
 async def test_an_acknowledgement_of_nothing_or_of_another_connection_means_nothing() -> None:
     async with running("ws://127.0.0.1:1/stream") as (connection, told):
-        connection.acknowledge(77)
-        connection.refuse(77, "unknown")
+        connection.acknowledge(Acknowledgement(77))
+        connection.acknowledge(Acknowledgement(None, ("unknown",), complete=False))
+        connection.refuse(VenueFault(77, "1", "unknown"))
         connection.restart("nothing is open")
         assert told.subscribed == []
         assert connection.subscriptions == 0

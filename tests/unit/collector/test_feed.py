@@ -59,15 +59,14 @@ class Bench:
             lambda feed, first, last: self.histories.append((first, last)),
             last_trade_id=last_trade_id,
         )
-        self.feed.connection_id = "binance-1"
 
     def tick(self, seconds: float = 0.1) -> int:
         self.now += int(seconds * SECOND)
         return self.now
 
     def in_step(self, last: int = 100) -> None:
-        self.feed.book.begin(self.tick())
-        self.feed.on_diff(diff(last, last), self.tick())
+        self.feed.lanes.join("binance-1", self.tick())
+        self.feed.on_diff("binance-1", diff(last, last), self.tick())
         self.feed.book.on_snapshot(BookSnapshot(last, [("10", "1")], [("11", "1")]), self.tick())
         assert self.feed.book.in_step
 
@@ -106,17 +105,16 @@ def test_every_reason_of_a_book_has_a_cause_in_the_ledger() -> None:
         # Told by those who serve, not by those who collect.
         pb.ORDER_BOOK_REASON_DELIVERY_GAP,
         pb.ORDER_BOOK_REASON_BROKER_DISCONNECTED,
-        pb.ORDER_BOOK_REASON_INSTRUMENT_CHANGED,
     }
     assert here <= set(CAUSE_OF_REASON)
 
 
 def test_a_gap_is_told_with_the_rebuild_that_mends_it(bench: Bench) -> None:
     bench.in_step(100)
-    bench.feed.on_diff(diff(101, 101), bench.tick())
+    bench.feed.on_diff("binance-1", diff(101, 101), bench.tick())
     good = bench.now
     epoch = bench.feed.book.epoch
-    bench.feed.on_diff(diff(105, 105), bench.tick())
+    bench.feed.on_diff("binance-1", diff(105, 105), bench.tick())
     noticed = bench.now
     bench.feed.book.on_snapshot(BookSnapshot(105, [("10", "1")], [("11", "1")]), bench.tick(2))
     assert bench.kinds == [
@@ -159,7 +157,7 @@ def test_silence_is_told_with_its_end(bench: Bench) -> None:
     bench.in_step(100)
     bench.feed.book.on_silence("no frame for 10 s", bench.tick(10))
     silent_since = bench.now
-    bench.feed.on_diff(diff(101, 101), bench.tick(3))
+    bench.feed.on_diff("binance-1", diff(101, 101), bench.tick(3))
     silent, speaking = bench.entries[-2:]
     assert (_kind(silent), _kind(speaking)) == ("SILENT", "SPEAKING")
     assert speaking.previous_event_id == silent.event_id
@@ -170,7 +168,7 @@ def test_silence_is_told_with_its_end(bench: Bench) -> None:
 def test_silence_that_ends_in_a_rebuild_is_named_by_it(bench: Bench) -> None:
     bench.in_step(100)
     bench.feed.book.on_silence("no frame for 10 s", bench.tick(10))
-    bench.feed.on_disconnected("no frame for 20 s", bench.tick(10))
+    bench.feed.on_disconnected("binance-1", "no frame for 20 s", bench.tick(10))
     silent, begun = bench.entries[-2:]
     assert (_kind(silent), _kind(begun)) == ("SILENT", "RESYNC_BEGUN")
     assert begun.previous_event_id == silent.event_id
@@ -189,7 +187,7 @@ def test_a_malformed_frame_costs_the_book_only_when_it_was_of_the_book(
     bench: Bench, concerns_book: bool
 ) -> None:
     bench.in_step(100)
-    bench.feed.on_malformed("not JSON", bench.tick(), concerns_book=concerns_book)
+    bench.feed.on_malformed("binance-1", "not JSON", bench.tick(), concerns_book=concerns_book)
     entry = next(each for each in bench.entries if _kind(each) == "MALFORMED_FRAME")
     assert (_cause(entry), entry.count, entry.symbol) == ("UNDECODABLE", 1, "BTC-USDT")
     assert bench.feed.book.in_step is not concerns_book
@@ -200,10 +198,10 @@ def test_message_ids_of_two_instruments_never_meet(bench: Bench) -> None:
     other = Bench(symbol="ETH-USDT")
     for each in (bench, other):
         each.in_step(100)
-        each.feed.on_diff(diff(101, 101), each.tick())
+        each.feed.on_diff("binance-1", diff(101, 101), each.tick())
         each.top(102)
         each.trade(7)
-        each.feed.on_diff(diff(110, 110), each.tick())
+        each.feed.on_diff("binance-1", diff(110, 110), each.tick())
         each.feed.book.on_snapshot(BookSnapshot(110, [("10", "1")], [("11", "1")]), each.tick())
     assert bench.now == other.now
     ids = [
@@ -226,7 +224,7 @@ def test_a_top_that_is_not_newer_is_dropped(bench: Bench) -> None:
         bench.top(sequence)
     told = [events_pb2.BestBidOffer.FromString(each) for each in bench.out.of("best_bid_offer")]
     assert [each.venue_sequence for each in told] == [5, 6]
-    bench.feed.on_disconnected("cut", bench.tick())
+    bench.feed.on_disconnected("binance-1", "cut", bench.tick())
     bench.top(3)
     assert len(bench.out.of("best_bid_offer")) == 3
 
@@ -236,9 +234,9 @@ def test_a_book_whose_stream_died_lags_however_fast_the_tops_come(bench: Bench) 
     for sequence in range(101, 701):
         bench.top(sequence)
     assert bench.feed.lag_behind_top(bench.now) == pytest.approx(6.0, abs=0.05)
-    bench.feed.on_diff(diff(101, 650), bench.tick(0.01))
+    bench.feed.on_diff("binance-1", diff(101, 650), bench.tick(0.01))
     assert bench.feed.lag_behind_top(bench.now) < 1.0
-    bench.feed.on_diff(diff(651, 700), bench.tick(0.01))
+    bench.feed.on_diff("binance-1", diff(651, 700), bench.tick(0.01))
     assert bench.feed.lag_behind_top(bench.now + 100 * SECOND) == 0.0
 
 
@@ -252,9 +250,9 @@ def test_a_quiet_market_does_not_lag(bench: Bench) -> None:
 
 def test_a_book_that_differs_from_the_venues_own_top_is_rebuilt(bench: Bench) -> None:
     bench.in_step(100)
-    bench.feed.on_diff(diff(101, 101), bench.tick())
+    bench.feed.on_diff("binance-1", diff(101, 101), bench.tick())
     bench.top(102, bid="10.5")
-    bench.feed.on_diff(diff(102, 102, [("10.4", "1")]), bench.tick())
+    bench.feed.on_diff("binance-1", diff(102, 102, [("10.4", "1")]), bench.tick())
     assert not bench.feed.book.in_step
     assert (bench.feed.top_checks, bench.feed.top_mismatches) == (1, 1)
     assert _cause(bench.entries[-1]) == "CHECKSUM_MISMATCH"
@@ -264,7 +262,7 @@ def test_a_book_that_agrees_with_the_top_is_checked_about_once_a_second(bench: B
     bench.in_step(100)
     for sequence in range(101, 141):
         bench.top(sequence)
-        bench.feed.on_diff(diff(sequence, sequence), bench.tick(0.1))
+        bench.feed.on_diff("binance-1", diff(sequence, sequence), bench.tick(0.1))
     assert bench.feed.top_mismatches == 0
     assert 3 <= bench.feed.top_checks <= 6
     assert bench.feed.book.in_step
@@ -332,10 +330,10 @@ def test_what_the_buffer_could_not_hold_is_told_once_there_is_room(bench: Bench)
     feed = bench.feed
     feed.on_broker(False, bench.tick())
     away = bench.now
-    feed.on_diff(diff(101, 101), bench.tick())
+    feed.on_diff("binance-1", diff(101, 101), bench.tick())
     feed.on_dropped(feed.key, 2)
     for number in range(102, 112):
-        feed.on_diff(diff(number, number), bench.tick())
+        feed.on_diff("binance-1", diff(number, number), bench.tick())
     feed.on_dropped(f"top:{feed.key}", 5)
     feed.on_rejected("market.trade.binance.BTC-USDT", "binance.BTC-USDT.900")
     feed.on_rejected("market.trade.binance.BTC-USDT", "binance.BTC-USDT.902")
@@ -362,11 +360,11 @@ def test_a_drop_in_the_middle_of_a_publish_mutes_the_book_at_once(bench: Bench) 
             feed.on_dropped(key, 1)
 
     bench.out.on_publish = drop
-    feed.on_diff(diff(101, 101), bench.tick())
+    feed.on_diff("binance-1", diff(101, 101), bench.tick())
     assert feed.book.muted
     sent = len(bench.out.messages)
-    feed.on_diff(diff(102, 102), bench.tick())
-    feed.on_diff(diff(105, 105), bench.tick())
+    feed.on_diff("binance-1", diff(102, 102), bench.tick())
+    feed.on_diff("binance-1", diff(105, 105), bench.tick())
     assert len(bench.out.messages) == sent
 
 
@@ -379,7 +377,7 @@ def test_a_book_that_is_given_up_says_so_where_it_cannot_be_given_up(
     if state == "STALE":
         feed.book.on_silence("no frame", bench.tick())
     elif state == "RESYNCING":
-        feed.on_diff(diff(200, 200), bench.tick())
+        feed.on_diff("binance-1", diff(200, 200), bench.tick())
     feed.on_dropped(feed.key, 3)
     feed.on_dropped(feed.key, 1)
     told = [
@@ -415,7 +413,7 @@ def test_a_feed_full_of_holes_asks_ever_more_slowly(bench: Bench) -> None:
             BookSnapshot(number, [("10", "1")], [("11", "1")]), bench.tick()
         )
         assert bench.feed.book.in_step
-        bench.feed.on_diff(diff(number + 50, number + 50), bench.tick())
+        bench.feed.on_diff("binance-1", diff(number + 50, number + 50), bench.tick())
         assert not bench.feed.book.in_step
     assert attempts[0] == 0
     assert attempts == sorted(attempts)

@@ -1,4 +1,4 @@
-"""A venue is collected live only where the collector can, and the rest is refused in a sentence."""
+"""Venues are known by their ids and by their addresses."""
 
 from pathlib import Path
 
@@ -9,30 +9,18 @@ from services.collector.venues.registry import (
     adapter_for_exchange,
     exchange_for_url,
     exchanges,
-    live_adapter_for_exchange,
-    live_exchanges,
 )
-from services.shared.errors import ConfigError, InvalidArgument
+from services.shared.errors import ConfigError
 from services.shared.settings import MeshSettings
 
 
 def test_every_adapter_knows_its_venue() -> None:
     assert [adapter_for_exchange(exchange).exchange for exchange in exchanges()] == exchanges()
-    assert set(live_exchanges()) < set(exchanges())
 
 
-@pytest.mark.parametrize("exchange", ["okx", "binance_usdm", "binance_coinm", "deribit"])
-def test_what_can_only_be_verified_is_not_collected(exchange: str) -> None:
-    with pytest.raises(InvalidArgument, match="cannot be collected live yet, only its captures"):
-        live_adapter_for_exchange(exchange)
-
-
-def test_configuring_such_a_venue_names_the_place(tmp_path: Path) -> None:
-    (tmp_path / "collector.yaml").write_text(
-        "exchanges:\n  okx:\n    rest_url: https://www.okx.com\n"
-        "    ws_url: wss://ws.okx.com:8443/ws/v5/public\n    symbols: [BTC-USDT]\n"
-    )
-    expected = r"collector\.yaml: exchanges\.okx: .*expected one of binance, binance_us$"
+def test_a_venue_without_an_adapter_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "collector.yaml").write_text("exchanges:\n  mtgox:\n    symbols: [BTC-USD]\n")
+    expected = r"collector\.yaml: exchanges\.mtgox: .*expected one of binance, binance_coinm, "
     with pytest.raises(ConfigError, match=expected):
         CollectorService.from_config(MeshSettings(), tmp_path)
 

@@ -12,7 +12,6 @@ from marketprism.market.v1 import common_pb2, events_pb2
 from marketprism.market.v1 import order_book_pb2 as pb
 from prometheus_client import CollectorRegistry, Counter
 
-from services.collector.connection import VenueConnectionTask
 from services.collector.feed import InstrumentFeed
 from services.collector.ledger import Ledger
 from services.collector.settings import ExchangeSettings
@@ -44,34 +43,44 @@ class Bench:
         counter = Counter("events", "Entries.", ["exchange", "kind"], registry=CollectorRegistry())
         ledger = Ledger("col-1", self.out.publish, counter)
         settings = ExchangeSettings(rest_url="http://x", ws_url="ws://x", symbols=("*",))
+        adapter = BinanceSpot()
         self.venue = Venue(
-            "binance", BinanceSpot(), settings, None, self.out, ledger,  # type: ignore[arg-type]
+            "binance", adapter, settings, None, self.out, ledger,  # type: ignore[arg-type]
             SnapshotPolicy(every_seconds=30), self.spawn,
         )  # fmt: skip
-        self.connection = VenueConnectionTask(
-            "binance-1", BinanceSpot(), settings, [f"S{n}USDT" for n in range(count)], self.venue
-        )
-        self.venue.connections.append(self.connection)
+        roster = self.venue.roster
         for number in range(count):
             feed = InstrumentFeed(
                 InstrumentSpec("binance", f"S{number}-USDT", f"S{number}USDT", "S", "USDT"),
-                BinanceSpot(), self.out, ledger, SnapshotPolicy(every_seconds=30),  # type: ignore[arg-type]
-                self.venue._fetch_snapshot, self.venue._fetch_trades,
+                adapter, self.out, ledger, SnapshotPolicy(every_seconds=30),  # type: ignore[arg-type]
+                self.venue.requests.snapshot, self.venue.requests.history,
             )  # fmt: skip
-            feed.connection_id = "binance-1"
-            self.venue.feeds[feed.spec.native_symbol] = feed
-            self.venue.by_symbol[feed.spec.symbol] = feed
+            roster.feeds[feed.spec.native_symbol] = feed
+            roster.by_symbol[feed.spec.symbol] = feed
+            subscriptions = adapter.subscriptions(feed.spec, settings.selection(adapter.kinds))
+            roster._subscriptions[feed.spec.native_symbol] = subscriptions
+            self.venue.pool.add(subscriptions)
+        if count:
+            self.connection = self.venue.connections[0]
 
     def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
         work.close()
         self.started.append(name)
         return SimpleNamespace(cancel=lambda: None)  # type: ignore[return-value]
 
+    def subscribed(self) -> None:
+        """The venue acknowledges everything."""
+        self.venue.on_subscribed(
+            self.connection,
+            [topic for each in self.venue.connections for topic in each.topics.topics.values()],
+            T0,
+        )
+
     def in_step(self) -> None:
-        self.venue.on_subscribed(self.connection, self.connection.native_symbols, T0)
+        self.subscribed()
         for feed in self.feeds:
             feed.book.on_snapshot(BookSnapshot(100, [("10", "1")], [("11", "1")]), T0)
-            feed.on_diff(diff(101, 101), T0)
+            feed.on_diff(self.connection.connection_id, diff(101, 101), T0)
             assert feed.book.in_step
 
     def frame(self, event: object, stream: str = "s0usdt@depth@100ms") -> None:
@@ -97,12 +106,12 @@ def test_books_that_are_due_together_are_repeated_a_few_at_a_time() -> None:
     now = T0 + 31 * SECOND
     while len(bench.out.of("order_book_snapshot")) < begun + 100:
         before = len(bench.out.of("order_book_snapshot"))
-        bench.venue._tick(now)
+        bench.venue.tick(now)
         counts.append(len(bench.out.of("order_book_snapshot")) - before)
         now += SECOND // 2
     assert max(counts) == 2
     assert len(counts) == 50
-    bench.venue._tick(now)
+    bench.venue.tick(now)
     assert len(bench.out.of("order_book_snapshot")) == begun + 100, "each once"
 
 
@@ -113,10 +122,10 @@ def test_a_full_buffer_is_waited_for_before_a_book_speaks_again() -> None:
     feed.on_dropped(feed.key, 3)
     for connected, buffered in [(False, 0), (True, 5000)]:
         bench.out.connected, bench.out.buffered = connected, buffered
-        bench.venue._tick(T0 + SECOND)
+        bench.venue.tick(T0 + SECOND)
         assert feed.book.muted
     bench.out.connected, bench.out.buffered = True, 10
-    bench.venue._tick(T0 + 2 * SECOND)
+    bench.venue.tick(T0 + 2 * SECOND)
     assert not feed.book.muted
     assert bench.entries[-1].kind == integrity.INTEGRITY_KIND_DROPPED
 
@@ -174,12 +183,12 @@ def test_a_flood_of_malformed_frames_does_not_flood_the_ledger() -> None:
         bench.venue.on_frame(bench.connection, b"garbage", T0)
     bench.frame({"e": "depthUpdate", "U": "x"}, "s1usdt@depth@100ms")
     assert [feed.book.in_step for feed in bench.feeds] == [True, False], "the book is given up"
-    bench.venue._tick(T0 + SECOND)
+    bench.venue.tick(T0 + SECOND)
     told = [e for e in bench.entries[before:] if e.kind == integrity.INTEGRITY_KIND_MALFORMED_FRAME]
     assert len(told) == 21
     assert sum(entry.count for entry in told) == 1001
     bench.venue.on_frame(bench.connection, b"garbage", T0 + SECOND)
-    bench.venue._tick(T0 + 2 * SECOND)
+    bench.venue.tick(T0 + 2 * SECOND)
     assert bench.entries[-1].count == 1
 
 
@@ -190,29 +199,12 @@ def test_nothing_is_fetched_for_a_book_whose_diffs_do_not_flow() -> None:
     bench.venue.on_closed(bench.connection, "cut", T0)
     bench.feeds[0].book.rebuild(pb.ORDER_BOOK_REASON_REQUESTED, "asked for", T0)
     assert bench.started == []
-    bench.venue.on_subscribed(bench.connection, ["S0USDT"], T0)
-    assert bench.started == ["snapshot of S0-USDT"]
+    bench.subscribed()
+    assert bench.started == ["binance: snapshot of S0-USDT"]
 
 
 def spec(base: str, native: str, *, trading: bool = True) -> InstrumentSpec:
     return InstrumentSpec("binance", f"{base}-USDT", native, base, "USDT", trading=trading)
-
-
-@pytest.mark.parametrize("base", ["A.B", "A B", "A*", ">", "A\u2028", "A\x00", "\ud800", "A" * 200])
-def test_a_symbol_that_is_no_word_of_a_subject_costs_no_other_instrument(base: str) -> None:
-    venue = Bench(count=0).venue
-    chosen = venue._choose(
-        [spec(base, "BAD"), spec("BTC", "BTCUSDT"), spec("币安人生", "币安人生USDT")]
-    )
-    assert [each.native_symbol for each in chosen] == ["BTCUSDT", "币安人生USDT"]
-
-
-def test_one_symbol_is_one_instrument() -> None:
-    venue = Bench(count=0).venue
-    chosen = venue._choose(
-        [spec("BTC", "OLD", trading=False), spec("BTC", "BTCUSDT"), spec("BTC", "AGAIN")]
-    )
-    assert [each.native_symbol for each in chosen] == ["BTCUSDT"]
 
 
 def test_a_malformed_frame_of_a_symbol_that_is_not_ascii_costs_its_book() -> None:
@@ -228,7 +220,7 @@ async def test_an_answer_that_was_asked_for_on_another_connection_brings_no_book
     bench = Bench()
     asked, answered = asyncio.Event(), asyncio.Event()
 
-    async def get(_request: object) -> tuple[bytes, int]:
+    async def get(_request: object, priority: int) -> tuple[bytes, int]:
         asked.set()
         await answered.wait()
         return b'{"lastUpdateId":100,"bids":[["10","1"]],"asks":[["11","1"]]}', T0
@@ -239,9 +231,9 @@ async def test_an_answer_that_was_asked_for_on_another_connection_brings_no_book
         tasks.append(asyncio.create_task(work, name=name))
         return tasks[-1]
 
-    bench.venue.rest = SimpleNamespace(get=get)  # type: ignore[assignment]
-    bench.venue._spawn = spawn
-    bench.venue.on_subscribed(bench.connection, ["S0USDT"], T0)
+    bench.venue.requests._rest = SimpleNamespace(get=get)  # type: ignore[assignment]
+    bench.venue.requests._spawn = spawn
+    bench.subscribed()
     await asked.wait()
     bench.venue.on_closed(bench.connection, "cut", T0 + SECOND)
     answered.set()
@@ -257,7 +249,7 @@ class History:
         self.newest = list(newest)
         self.asked = 0
 
-    async def get(self, _request: object) -> tuple[bytes, int]:
+    async def get(self, _request: object, priority: int) -> tuple[bytes, int]:
         self.asked += 1
         last = self.newest[min(self.asked, len(self.newest)) - 1]
         trades = [
@@ -273,14 +265,14 @@ class History:
 async def test_history_that_is_behind_the_stream_is_asked_for_again(
     monkeypatch: pytest.MonkeyPatch, newest: tuple[int, ...], asked: int, missed: int
 ) -> None:
-    monkeypatch.setattr("services.collector.venue.backoff", lambda *_: 0.0)
+    monkeypatch.setattr("services.collector.snapshots.backoff", lambda *_: 0.0)
     bench = Bench()
     (feed,) = bench.feeds
-    history = bench.venue.rest = History(*newest)  # type: ignore[assignment]
+    history = bench.venue.requests._rest = History(*newest)  # type: ignore[assignment]
     for number in (100, 105):
         feed.on_trade(TradePrint("S0USDT", number, T0, "1", "1", buyer_is_maker=True), T0)
     assert feed.trades.missing == (101, 104)
-    await bench.venue._trades(feed, 101, 104)
+    await bench.venue.requests._trades(feed, 101, 104)
     assert (history.asked, feed.trades.missed) == (asked, missed)
     assert feed.trades.missing is None
     assert feed.trades.last_id == 105
@@ -310,7 +302,7 @@ async def test_a_collector_goes_on_where_an_earlier_one_stopped(
 
     bench = Bench(count=0)
     bench.out.last_message = last_message  # type: ignore[attr-defined]
-    await bench.venue._make_feeds([spec("BTC", "BTCUSDT"), spec("ETH", "ETHUSDT")])
+    await bench.venue.roster._add([spec("BTC", "BTCUSDT"), spec("ETH", "ETHUSDT")])
     for feed in bench.feeds:
         feed.book.begin(T0)
         feed.book.on_snapshot(BookSnapshot(100, [("10", "1")], [("11", "1")]), T0)

@@ -1,0 +1,147 @@
+"""Finds subscriptions that were acknowledged and then say nothing, and gets them to speak.
+
+A silent book is compared with the id at which the venue's own book stands, by REST: a quiet market
+is left alone, a dead stream is subscribed to anew and its book is STALE. Trades are compared in the
+same way, through the venue's history. Whatever else ought to speak and does not is subscribed to
+anew. Where that does not help, the next time comes later, twice as late each time.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from marketprism.market.v1 import common_pb2
+
+from services.collector.connection import VenueConnectionTask
+from services.collector.feed import InstrumentFeed
+from services.collector.settings import ExchangeSettings
+from services.collector.topics import Topic, TopicState
+
+__all__ = ["QuietWatch"]
+
+_TRADE_SECONDS = 120.0
+_MOST_PATIENCE = 32.0
+_BOOK = common_pb2.EVENT_KIND_ORDER_BOOK
+_TRADE = common_pb2.EVENT_KIND_TRADE
+
+
+@dataclass(slots=True)
+class _Watched:
+    """What is remembered of one subscription of one connection."""
+
+    since: float
+    """When it was acknowledged, monotonic: another time means another subscription."""
+    looked_at: float
+    """When it was last heard or looked into."""
+    patience: float = 1.0
+    silent: bool = False
+
+
+class QuietWatch:
+    """Looks at every subscription of a venue now and then.
+
+    `heard(connection, topic)` gives the receive time (nanoseconds) of the last message that a
+    subscription brought, 0 for none. `feed_of(native_symbol)` gives the feed. The callbacks
+    `probe_book(feed, done)`, `probe_trades(feed)`, `renew(connection, topic)` act. Counters:
+    `probes`, `renewals`.
+    """
+
+    def __init__(
+        self,
+        settings: ExchangeSettings,
+        heard: Callable[[VenueConnectionTask, Topic], int],
+        feed_of: Callable[[str], InstrumentFeed | None],
+        probe_book: Callable[[InstrumentFeed, Callable[[bool | None], None]], None],
+        probe_trades: Callable[[InstrumentFeed], None],
+        on_silent: Callable[[VenueConnectionTask, Topic, float], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.probes = 0
+        self.renewals = 0
+        self._settings = settings
+        self._heard = heard
+        self._feed_of = feed_of
+        self._probe_book = probe_book
+        self._probe_trades = probe_trades
+        self._on_silent = on_silent
+        self._clock = clock
+        self._watched: dict[tuple[str, str], _Watched] = {}
+        self._told: dict[tuple[str, str], int] = {}
+
+    def look(self, connections: list[VenueConnectionTask]) -> None:
+        """Look at every subscription that stands."""
+        now = self._clock()
+        alive: set[tuple[str, str]] = set()
+        for connection in connections:
+            for name, topic in connection.topics.topics.items():
+                limit = self._limit(topic)
+                if topic.state is not TopicState.ACTIVE or not limit:
+                    continue
+                key = (connection.connection_id, name)
+                alive.add(key)
+                self._look_at(connection, key, topic, limit, now)
+        for key in self._watched.keys() - alive:
+            del self._watched[key]
+            self._told.pop(key, None)
+
+    def _limit(self, topic: Topic) -> float:
+        subscription = topic.subscription
+        if _TRADE in subscription.kinds:
+            return (
+                4 * self._settings.quiet_seconds
+                if self._settings.quiet_seconds
+                else (_TRADE_SECONDS)
+            )
+        if not subscription.quiet_seconds:
+            return 0.0
+        return self._settings.quiet_seconds or subscription.quiet_seconds
+
+    def _look_at(
+        self,
+        connection: VenueConnectionTask,
+        key: tuple[str, str],
+        topic: Topic,
+        limit: float,
+        now: float,
+    ) -> None:
+        watched = self._watched.get(key)
+        if watched is None or watched.since != topic.since:
+            patience = watched.patience if watched is not None and watched.silent else 1.0
+            watched = self._watched[key] = _Watched(topic.since, now, patience)
+            self._told[key] = self._heard(connection, topic)
+            return
+        last = self._heard(connection, topic)
+        if last != self._told[key]:
+            self._told[key] = last
+            watched.looked_at = now
+            watched.patience = 1.0
+            watched.silent = False
+            return
+        silent = now - watched.looked_at
+        if silent < limit * watched.patience:
+            return
+        watched.looked_at = now
+        watched.patience = min(2 * watched.patience, _MOST_PATIENCE)
+        subscription = topic.subscription
+        feed = self._feed_of(subscription.native_symbol) if subscription.native_symbol else None
+        if feed is not None and _BOOK in subscription.kinds and feed.book.in_step:
+            self.probes += 1
+
+            def done(agree: bool | None, seconds: float = silent) -> None:
+                if agree is False and topic.state is TopicState.ACTIVE:
+                    self._renew(connection, topic, watched, seconds)
+
+            self._probe_book(feed, done)
+        elif feed is not None and _TRADE in subscription.kinds:
+            self.probes += 1
+            self._probe_trades(feed)
+        else:
+            self._renew(connection, topic, watched, silent)
+
+    def _renew(
+        self, connection: VenueConnectionTask, topic: Topic, watched: _Watched, seconds: float
+    ) -> None:
+        self.renewals += 1
+        watched.silent = True
+        self._on_silent(connection, topic, seconds)
+        connection.renew(topic.subscription.topic)

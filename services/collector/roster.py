@@ -1,0 +1,325 @@
+"""The instruments of a venue that are collected: listed, changed and expired while running."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+
+import structlog
+from google.protobuf.message import DecodeError
+from marketprism.collector.v1 import integrity_event_pb2 as integrity
+from marketprism.market.v1 import events_pb2
+from marketprism.market.v1 import order_book_pb2 as pb
+
+from services.collector.connection import backoff
+from services.collector.feed import InstrumentFeed
+from services.collector.instruments import Chosen, announce, choose, compare
+from services.collector.ledger import Ledger
+from services.collector.pool import ConnectionPool
+from services.collector.rest import Priority, RestClient, RestError
+from services.collector.settings import ExchangeSettings
+from services.collector.snapshots import FeedRequests
+from services.collector.synchroniser import SnapshotPolicy
+from services.collector.venues.base import (
+    InstrumentSpec,
+    MalformedFrameError,
+    Poll,
+    Subscription,
+    VenueAdapter,
+)
+from services.shared.publisher import Publisher
+
+__all__ = ["Roster"]
+
+_FLOORS_AT_ONCE = 32
+_SOON_SECONDS = 1.0
+_EXPIRY_MARGIN = 2.0
+
+
+class Roster:
+    """Keeps feeds and subscriptions equal to what is listed, selected and ours.
+
+    `feeds` has the instruments by native symbol, `by_symbol` by canonical symbol; `listed` all that
+    are selected at the venue, whoever collects them. `shares(symbol)` tells whether this collector
+    does; after it changed its mind `share()` is called. `on_change(polls, gone)` is told the polls
+    that are due now and the canonical symbols that are collected no more. `ready` once everything
+    was subscribed to for the first time; until then `detail` says what is waited for. `run` is the
+    owner of all changes and ends only with its task.
+    """
+
+    def __init__(
+        self,
+        exchange: str,
+        adapter: VenueAdapter,
+        settings: ExchangeSettings,
+        rest: RestClient,
+        publisher: Publisher,
+        ledger: Ledger,
+        policy: SnapshotPolicy,
+        pool: ConnectionPool,
+        requests: FeedRequests,
+        shares: Callable[[str], bool],
+    ) -> None:
+        self.feeds: dict[str, InstrumentFeed] = {}
+        self.by_symbol: dict[str, InstrumentFeed] = {}
+        self.listed: dict[str, InstrumentSpec] = {}
+        self.ready = False
+        self.detail = "starting"
+        self.on_change: Callable[[Sequence[Poll], Sequence[str]], None] = lambda polls, gone: None
+        self._exchange = exchange
+        self._adapter = adapter
+        self._settings = settings
+        self._rest = rest
+        self._publisher = publisher
+        self._ledger = ledger
+        self._policy = policy
+        self._pool = pool
+        self._requests = requests
+        self._shares = shares
+        self._selection = settings.selection(adapter.kinds)
+        self._subscriptions: dict[str, list[Subscription]] = {}
+        self._shared: dict[str, Subscription] = {}
+        self._wake = asyncio.Event()
+        self._refresh = False
+        self._problems: set[str] = set()
+        self._log = structlog.get_logger(exchange=exchange)
+
+    def subscriptions_of(self, native_symbol: str) -> list[Subscription]:
+        """Give the subscriptions of one instrument."""
+        return self._subscriptions.get(native_symbol, [])
+
+    def refresh_soon(self, why: str) -> None:
+        """Read the venue's list again: it says that it changed."""
+        if not self._refresh:
+            self._log.info("the venue's list of instruments changed", what=why)
+        self._refresh = True
+        self._wake.set()
+
+    def share(self) -> None:
+        """Look again at which instruments are ours."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Keep up with the venue's list."""
+        self.detail = "reading the list of instruments"
+        attempt = 0
+        while not self.listed:
+            if not await self._read(first=True):
+                attempt += 1
+                delay = backoff(self._settings, attempt)
+                self._log.warning(self.detail, retry_seconds=round(delay, 2))
+                await asyncio.sleep(delay)
+        self.detail = "reading where an earlier collector stopped"
+        await self._apply()
+        self.ready = True
+        self.detail = ""
+        read = time.monotonic()
+        while True:
+            wait = read + self._settings.instrument_refresh_seconds - time.monotonic()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, min(wait, self._until_expiry()))):
+                    await self._wake.wait()
+            if self._refresh:
+                # Announcements come in flocks.
+                await asyncio.sleep(_SOON_SECONDS)
+            due = self._refresh or time.monotonic() - read >= (
+                self._settings.instrument_refresh_seconds
+            )
+            self._wake.clear()
+            if due or self._until_expiry() <= 0:
+                self._refresh = False
+                read = time.monotonic()
+                await self._read(first=False)
+            await self._apply()
+
+    # Inside
+
+    def _until_expiry(self) -> float:
+        times = [spec.expiry_time for spec in self.listed.values() if spec.expiry_time]
+        if not times:
+            return float("inf")
+        return (min(times) - time.time_ns()) / 1e9 + _EXPIRY_MARGIN
+
+    async def _read(self, *, first: bool) -> bool:
+        """Read the venue's whole list; what could not be read stays as it was."""
+        specs: list[InstrumentSpec] = []
+        whole = True
+        for request in self._adapter.instrument_requests():
+            try:
+                body, _ = await self._rest.get(request, priority=Priority.SNAPSHOT)
+                specs += self._adapter.decode_instruments(body)
+            except (RestError, MalformedFrameError) as error:
+                whole = False
+                self.detail = f"cannot read the list of instruments: {error}" if first else ""
+                if not first:
+                    self._log.warning("cannot refresh the list of instruments", error=str(error))
+        if first and not whole:
+            return False
+        chosen = choose(specs, self._settings.symbols, time.time_ns(), self.listed)
+        self._tell_problems(chosen)
+        listed = {spec.native_symbol: spec for spec in chosen.specs}
+        if first and not listed:
+            self.detail = f"no instrument that trades matches {list(self._settings.symbols)}"
+            return False
+        if not whole:
+            now = time.time_ns()
+            kept = {
+                name: spec
+                for name, spec in self.listed.items()
+                if name not in listed and not 0 < spec.expiry_time <= now
+            }
+            listed |= kept
+        self._announce(listed, specs)
+        self.listed = listed
+        return True
+
+    def _tell_problems(self, chosen: Chosen) -> None:
+        for problem in chosen.problems:
+            if problem not in self._problems:
+                self._problems.add(problem)
+                self._log.warning("not collected", reason=problem)
+
+    def _announce(self, listed: dict[str, InstrumentSpec], specs: Sequence[InstrumentSpec]) -> None:
+        """Publish every instrument that is new or different, and each that is gone."""
+        now = time.time_ns()
+        changes = compare(self.listed, list(listed.values()))
+        told = {spec.native_symbol: spec for spec in specs}
+        publish = self._publisher.publish
+        for spec in changes.removed:
+            last = told.get(spec.native_symbol)
+            # What is still told of but not chosen any more is halted, not gone.
+            here = last is not None and last.symbol == spec.symbol
+            announce(publish, last if here and last else spec, now, delisted=not here)
+        for spec in changes.added:
+            announce(publish, spec, now)
+        for change in changes.changed:
+            self._log.info(
+                "instrument changed", symbol=change.new.symbol, fields=list(change.fields)
+            )
+            announce(publish, change.new, now)
+
+    async def _apply(self) -> None:
+        """Make feeds and subscriptions equal to what is listed and ours."""
+        wanted = {name: spec for name, spec in self.listed.items() if self._shares(spec.symbol)}
+        gone = [
+            feed.spec
+            for name, feed in self.feeds.items()
+            if name not in wanted or wanted[name].symbol != feed.spec.symbol
+        ]
+        now = time.time_ns()
+        for spec in gone:
+            self._retire(spec, now)
+        new = [spec for name, spec in wanted.items() if name not in self.feeds]
+        for name, feed in self.feeds.items():
+            if feed.spec != wanted[name]:
+                feed.change(wanted[name], now)
+        await self._add(new)
+        self._share_out()
+        polls = self._adapter.polls([feed.spec for feed in self.feeds.values()], self._selection)
+        self.on_change(polls, [spec.symbol for spec in gone])
+        if new or gone:
+            self._log.info(
+                "instruments", collected=len(self.feeds), added=len(new), removed=len(gone)
+            )
+
+    def _retire(self, spec: InstrumentSpec, now: int) -> None:
+        feed = self.feeds.pop(spec.native_symbol)
+        del self.by_symbol[spec.symbol]
+        self._requests.cancel(spec.native_symbol)
+        self._pool.remove(each.topic for each in self._subscriptions.pop(spec.native_symbol, ()))
+        listed = spec.native_symbol in self.listed
+        feed.retire(
+            pb.ORDER_BOOK_REASON_INSTRUMENT_CHANGED,
+            "another collector has it now" if listed else "the instrument trades no more",
+            now,
+        )
+        self._ledger.record(
+            integrity.INTEGRITY_KIND_HANDED_OVER,
+            integrity.INTEGRITY_CAUSE_LEASE
+            if listed
+            else integrity.INTEGRITY_CAUSE_INSTRUMENT_CHANGED,
+            "handed over to another collector" if listed else "the instrument trades no more",
+            exchange=self._exchange,
+            symbol=spec.symbol,
+            now=now,
+            epoch=feed.book.epoch,
+            sequence=feed.book.sequence,
+            venue_sequence=feed.book.venue_sequence,
+        )
+
+    async def _add(self, specs: Sequence[InstrumentSpec]) -> None:
+        slots = asyncio.Semaphore(_FLOORS_AT_ONCE)
+
+        async def make(spec: InstrumentSpec) -> None:
+            async with slots:
+                epoch, trade_id = await self._floors(spec)
+            feed = InstrumentFeed(
+                spec,
+                self._adapter,
+                self._publisher,
+                self._ledger,
+                self._policy,
+                self._requests.snapshot,
+                self._requests.history,
+                epoch_floor=epoch,
+                last_trade_id=trade_id,
+            )
+            self.feeds[spec.native_symbol] = feed
+            self.by_symbol[spec.symbol] = feed
+            if self.ready and epoch:
+                self._ledger.record(
+                    integrity.INTEGRITY_KIND_TAKEN_OVER,
+                    integrity.INTEGRITY_CAUSE_LEASE,
+                    f"an earlier collector reached epoch {epoch} and trade {trade_id}",
+                    exchange=self._exchange,
+                    symbol=spec.symbol,
+                    now=time.time_ns(),
+                    epoch=epoch,
+                )
+
+        async with asyncio.TaskGroup() as group:
+            for spec in specs:
+                group.create_task(make(spec))
+        for spec in specs:
+            subscriptions = self._adapter.subscriptions(spec, self._selection)
+            self._subscriptions[spec.native_symbol] = subscriptions
+            self._pool.add(subscriptions)
+
+    def _share_out(self) -> None:
+        """Subscribe to what concerns several of the instruments, as long as one of them is here."""
+        specs = [feed.spec for feed in self.feeds.values()]
+        wanted = {
+            each.topic: each for each in self._adapter.shared_subscriptions(specs, self._selection)
+        }
+        self._pool.remove([topic for topic in self._shared if topic not in wanted])
+        self._pool.add(each for topic, each in wanted.items() if topic not in self._shared)
+        self._shared = wanted
+
+    async def _floors(self, spec: InstrumentSpec) -> tuple[int, int]:
+        """Epoch and trade number that an earlier collector reached, 0 where there is none."""
+        name = f"{self._exchange}.{spec.symbol}"
+        attempt = 0
+        while True:
+            try:
+                trade = await self._publisher.last_message(f"market.trade.{name}")
+                status = await self._publisher.last_message(f"market.order_book_status.{name}")
+                snapshot = await self._publisher.last_message(f"market.order_book_snapshot.{name}")
+                break
+            except Exception as error:  # the broker went away again: wait for it
+                attempt += 1
+                self._log.warning("cannot read from the broker", error=str(error))
+                await asyncio.sleep(backoff(self._settings, attempt))
+        epoch = trade_id = 0
+        try:
+            if trade is not None:
+                last = events_pb2.Trade.FromString(trade.payload)
+                text = last.trade_id
+                number = int(text) if text.isdecimal() and text.isascii() else 0
+                trade_id = last.venue_sequence or number
+            if snapshot is not None:
+                epoch = pb.OrderBookSnapshot.FromString(snapshot.payload).epoch
+            if status is not None:
+                epoch = max(epoch, pb.OrderBookStatus.FromString(status.payload).epoch)
+        except DecodeError as error:
+            self._log.error("somebody else published there", symbol=spec.symbol, error=str(error))
+        return epoch, trade_id

@@ -1,0 +1,225 @@
+"""What a venue is asked for by REST on behalf of its feeds: books, missed trades, a second look."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from marketprism.collector.v1 import integrity_event_pb2 as integrity
+from marketprism.market.v1 import order_book_pb2 as pb
+
+from services.collector.connection import backoff
+from services.collector.feed import InstrumentFeed
+from services.collector.ledger import Ledger
+from services.collector.rest import Priority, RateLimitedError, RestClient, RestError
+from services.collector.settings import ExchangeSettings
+from services.collector.venues.base import (
+    BookSnapshot,
+    MalformedFrameError,
+    SnapshotSource,
+    TradePrint,
+    VenueAdapter,
+)
+from services.shared.decimals import InvalidDecimalError
+
+__all__ = ["FeedRequests"]
+
+_HISTORY_ATTEMPTS = 6
+_HISTORY_AT_ONCE = 2
+_PROBE_DEPTH = 5
+_PROBES_AT_ONCE = 2
+
+
+class FeedRequests:
+    """Brings about snapshots and histories, single-flight for each instrument, with backoff.
+
+    Where snapshots come in the stream, `renew(feed)` begins the book's subscription anew and tells
+    whether it could. `spawn(coroutine, name)` starts a task that the service owns.
+    """
+
+    def __init__(
+        self,
+        exchange: str,
+        adapter: VenueAdapter,
+        settings: ExchangeSettings,
+        rest: RestClient,
+        ledger: Ledger,
+        spawn: Callable[[Coroutine[Any, Any, Any], str], asyncio.Task[Any]],
+        renew: Callable[[InstrumentFeed], bool],
+    ) -> None:
+        self._exchange = exchange
+        self._adapter = adapter
+        self._settings = settings
+        self._rest = rest
+        self._ledger = ledger
+        self._spawn = spawn
+        self._renew = renew
+        self._from_stream = adapter.snapshot_source is SnapshotSource.STREAM
+        self._slots = asyncio.Semaphore(settings.snapshots_at_once)
+        self._histories = asyncio.Semaphore(_HISTORY_AT_ONCE)
+        self._probes = asyncio.Semaphore(_PROBES_AT_ONCE)
+        self._fetching: dict[str, asyncio.Task[Any]] = {}
+        self._probing: set[str] = set()
+        self._looking: set[str] = set()
+
+    def snapshot(self, feed: InstrumentFeed, reason: int) -> None:
+        """Bring a snapshot about; without a connection it is asked for again when there is one."""
+        if not feed.lanes.names:
+            return
+        attempt = feed.next_attempt(time.time_ns())
+        work = self._subscribe_anew if self._from_stream else self._fetch
+        name = feed.spec.native_symbol
+        self.cancel(name)
+        self._fetching[name] = self._spawn(
+            work(feed, attempt), f"{self._exchange}: snapshot of {feed.spec.symbol}"
+        )
+
+    def cancel(self, native_symbol: str) -> None:
+        """Ask for nothing more on behalf of an instrument."""
+        task = self._fetching.pop(native_symbol, None)
+        if task is not None:
+            task.cancel()
+
+    def history(self, feed: InstrumentFeed, first: int, last: int) -> None:
+        """Fetch missed trades."""
+        self._spawn(
+            self._trades(feed, first, last),
+            f"{self._exchange}: missed trades of {feed.spec.symbol}",
+        )
+
+    def probe(self, feed: InstrumentFeed, done: Callable[[bool | None], None]) -> None:
+        """Compare the id of a silent book with the venue's.
+
+        `done(agree)` is told the outcome, None when there was no answer.
+        """
+        name = feed.spec.native_symbol
+        if name not in self._probing:
+            self._probing.add(name)
+            self._spawn(
+                self._look(feed, done), f"{self._exchange}: look at the book of {feed.spec.symbol}"
+            )
+
+    def look_for_trades(self, feed: InstrumentFeed, missed: Callable[[], None]) -> None:
+        """See whether trades were made that the stream did not tell; then `missed` is called."""
+        name = feed.spec.native_symbol
+        if name not in self._looking:
+            self._looking.add(name)
+            self._spawn(
+                self._look_for_trades(feed, missed),
+                f"{self._exchange}: look for trades of {feed.spec.symbol}",
+            )
+
+    # Inside
+
+    async def _fetch(self, feed: InstrumentFeed, attempt: int) -> None:
+        request = self._adapter.snapshot_request(
+            feed.spec.native_symbol, self._settings.snapshot_depth
+        )
+        if attempt:
+            await asyncio.sleep(backoff(self._settings, attempt - 1))
+        failed = pb.ORDER_BOOK_REASON_SNAPSHOT_FAILED
+        name = feed.spec.native_symbol
+        try:
+            async with self._slots:
+                body, received = await self._rest.get(request, priority=Priority.SNAPSHOT)
+            snapshot = self._adapter.decode_snapshot(body, request)
+            # From here on a new request may be made; this one must not be cancelled for it.
+            self._fetching.pop(name, None)
+            feed.book.on_snapshot(snapshot, received)
+        except RateLimitedError as error:
+            self._fetching.pop(name, None)
+            self._ledger.record(
+                integrity.INTEGRITY_KIND_RATE_LIMITED,
+                integrity.INTEGRITY_CAUSE_RATE_LIMIT,
+                str(error),
+                exchange=self._exchange,
+                symbol=feed.spec.symbol,
+                now=time.time_ns(),
+            )
+            feed.book.on_snapshot_failed(
+                pb.ORDER_BOOK_REASON_RATE_LIMITED, str(error), time.time_ns()
+            )
+        except (RestError, MalformedFrameError, InvalidDecimalError) as error:
+            self._fetching.pop(name, None)
+            feed.book.on_snapshot_failed(failed, str(error), time.time_ns())
+
+    async def _subscribe_anew(self, feed: InstrumentFeed, attempt: int) -> None:
+        """Subscribe anew until a snapshot came: each time waits longer."""
+        while not feed.book.in_step and feed.lanes.names:
+            if not feed.expects_snapshot:
+                if attempt:
+                    await asyncio.sleep(backoff(self._settings, attempt - 1))
+                self._renew(feed)
+            # Unsubscribing, subscribing and the snapshot take their time.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.acknowledge_seconds):
+                    await feed.synced.wait()
+            feed.expects_snapshot = False
+            attempt += 1
+
+    async def _trades(self, feed: InstrumentFeed, first: int, last: int) -> None:
+        name = feed.spec.native_symbol
+        request = self._adapter.trades_request(name, first, last - first + 1)
+        received = 0
+        detail = ""
+        trades: list[TradePrint] = []
+        for attempt in range(_HISTORY_ATTEMPTS):
+            if attempt:
+                await asyncio.sleep(backoff(self._settings, attempt - 1))
+            try:
+                async with self._histories:
+                    body, received = await self._rest.get(request, priority=Priority.HISTORY)
+                trades = self._adapter.decode_trades(body, name)
+            except (RestError, MalformedFrameError) as error:
+                detail = str(error)
+                continue
+            if trades and trades[-1].trade_id >= last:
+                detail = f"the venue's history begins at {trades[0].trade_id}"
+                break
+            # REST may be a little behind the stream that showed the hole.
+            detail = "the venue's history does not reach so far"
+        feed.on_history(first, trades, detail, received or time.time_ns())
+
+    async def _look(self, feed: InstrumentFeed, done: Callable[[bool | None], None]) -> None:
+        name = feed.spec.native_symbol
+        try:
+            before = feed.book.venue_sequence
+            snapshot = await self._ask(name)
+            if snapshot is None or not snapshot.last:
+                done(None)
+                return
+            if snapshot.last != before:
+                # The change may be on its way: look whether it has come by now.
+                await asyncio.sleep(min(2.0, self._settings.lag_seconds))
+            done(feed.on_probe(snapshot.last, before, time.time_ns()))
+        finally:
+            self._probing.discard(name)
+
+    async def _look_for_trades(self, feed: InstrumentFeed, missed: Callable[[], None]) -> None:
+        name = feed.spec.native_symbol
+        try:
+            before = feed.trades.last_id
+            request = self._adapter.trades_request(name, before + 1 if before else 0, 1)
+            try:
+                async with self._probes:
+                    body, received = await self._rest.get(request, priority=Priority.POLL)
+                trades = self._adapter.decode_trades(body, name)
+            except (RestError, MalformedFrameError):
+                return
+            await asyncio.sleep(min(2.0, self._settings.lag_seconds))
+            if trades and feed.trades.last_id == before < trades[-1].trade_id:
+                missed()
+                # The last of them shows the hole, and the rest fills it.
+                feed.on_trade(trades[-1], received)
+        finally:
+            self._looking.discard(name)
+
+    async def _ask(self, native_symbol: str) -> BookSnapshot | None:
+        request = self._adapter.snapshot_request(native_symbol, _PROBE_DEPTH)
+        try:
+            async with self._probes:
+                body, _ = await self._rest.get(request, priority=Priority.POLL)
+            return self._adapter.decode_snapshot(body, request)
+        except (RestError, MalformedFrameError, InvalidDecimalError):
+            return None
