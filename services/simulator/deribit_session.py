@@ -48,6 +48,7 @@ class DeribitSession:
         if self._refusing:
             return False
         self._ends_at = math.inf
+        self._frames += 1  # the answer, after which the connection is as quiet as it was
         return True
 
     def too_many_requests(self) -> None:

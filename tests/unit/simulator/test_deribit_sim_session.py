@@ -57,7 +57,7 @@ def test_a_sign_of_life_is_asked_for_every_interval() -> None:
     assert clocked.at(9.9) == []
     assert clocked.next_at() == 10.0
     for now in (10.0, 20.0, 30.0):
-        clocked.connection.frames += 1
+        clocked.connection.frames += 2  # the answer to the last public/test, and a notification
         assert clocked.at(now) == [_TEST_REQUEST]
         assert clocked.session.tested()
     assert clocked.connection.ended is None
@@ -66,8 +66,11 @@ def test_a_sign_of_life_is_asked_for_every_interval() -> None:
 def test_a_quiet_connection_is_sent_a_heartbeat_as_well() -> None:
     clocked = Clocked()
     clocked.session.set_heartbeat(10.0, 0.0)
-    sent = clocked.at(10.0)
-    assert [frame["params"]["type"] for frame in sent] == ["heartbeat", "test_request"]
+    for now in (10.0, 20.0):
+        sent = clocked.at(now)
+        assert [frame["params"]["type"] for frame in sent] == ["heartbeat", "test_request"]
+        assert clocked.session.tested()
+        clocked.connection.frames += 1  # the answer to public/test is no sign of traffic
 
 
 def test_without_an_answer_the_connection_is_closed_by_the_venues_code() -> None:
