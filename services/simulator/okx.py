@@ -30,7 +30,7 @@ from services.simulator.market import (
     Trade,
     UnknownSymbolError,
 )
-from services.simulator.okx_candles import BAR_CHANNELS, BARS, bar_of
+from services.simulator.okx_candles import BAR_CHANNELS, bar_of
 from services.simulator.okx_channels import (
     CHANNELS,
     OkxArgument,
@@ -282,7 +282,7 @@ class Okx(VenueProtocol):
         spec = self._spec(event.symbol)
         if spec is None:
             return None
-        bar = bar_of(self._market, event, BARS[BAR_CHANNELS[channel]])
+        bar = bar_of(self._market, event, BAR_CHANNELS[channel])
         return self.frames.candle(spec, channel, bar)
 
     def request(

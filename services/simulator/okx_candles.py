@@ -7,6 +7,7 @@ from services.simulator.market import Candle, Market
 __all__ = ["BARS", "BAR_CHANNELS", "bar_of", "bars"]
 
 _MINUTE_US = 60_000_000
+_SHIFT_US = 8 * 60 * _MINUTE_US
 
 BARS: Mapping[str, int] = {
     "1m": 1,
@@ -17,31 +18,45 @@ BARS: Mapping[str, int] = {
     "1H": 60,
     "2H": 120,
     "4H": 240,
+    "6H": 360,
+    "12H": 720,
+    "1D": 1440,
+    "6Hutc": 360,
+    "12Hutc": 720,
+    "1Dutc": 1440,
 }
-"""Minutes of an interval by the venue's name of it."""
+"""Minutes of an interval by the venue's name of it. From six hours on they begin by Hong Kong's
+clock, but for those that say `utc`."""
 
 BAR_CHANNELS: Mapping[str, str] = {f"candle{bar}": bar for bar in BARS}
 """Intervals by channel."""
 
 
-def bar_of(market: Market, minute: Candle, minutes: int) -> Candle:
-    """Return the candle of `minutes` minutes that a minute's candle belongs to, as it stands."""
+def bar_of(market: Market, minute: Candle, bar: str) -> Candle:
+    """Return the candle of an interval that a minute's candle belongs to, as it stands."""
+    minutes = BARS[bar]
     if minutes == 1:
         return minute
-    begin = minute.open_us - minute.open_us % (minutes * _MINUTE_US)
+    begin = _begin(minute.open_us, bar)
     known = market.candles(minute.symbol, minutes + 1)
-    older = [bar for bar in known if begin <= bar.open_us < minute.open_us]
+    older = [each for each in known if begin <= each.open_us < minute.open_us]
     return _folded([*older, minute], begin, minutes)
 
 
-def bars(market: Market, symbol: str, minutes: int, count: int) -> list[Candle]:
+def bars(market: Market, symbol: str, bar: str, count: int) -> list[Candle]:
     """Return the last `count` candles as far as the market knows them, the newest first."""
-    length = minutes * _MINUTE_US
+    minutes = BARS[bar]
     groups: dict[int, list[Candle]] = {}
     for candle in market.candles(symbol, minutes * (count + 1)):
-        groups.setdefault(candle.open_us - candle.open_us % length, []).append(candle)
+        groups.setdefault(_begin(candle.open_us, bar), []).append(candle)
     newest = sorted(groups, reverse=True)[:count]
     return [_folded(groups[begin], begin, minutes) for begin in newest]
+
+
+def _begin(time_us: int, bar: str) -> int:
+    length = BARS[bar] * _MINUTE_US
+    shift = _SHIFT_US if BARS[bar] >= 360 and not bar.endswith("utc") else 0
+    return time_us - (time_us + shift) % length
 
 
 def _folded(minutes: Sequence[Candle], begin_us: int, count: int) -> Candle:
