@@ -1,15 +1,9 @@
 """Frames of OKX are read exactly, and its books follow the snapshot in the stream."""
 
-import contextlib
-import gzip
 import json
 import zlib
-from collections import Counter
-from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from marketprism.market.v1 import order_book_pb2 as pb
 
 from services.collector.synchroniser import BookSynchroniser, SnapshotPolicy
@@ -20,32 +14,15 @@ from services.collector.venues.base import (
     Goodbye,
     Ignored,
     MalformedFrameError,
-    RestRequest,
     Several,
     TopOfBook,
     TradePrint,
     VenueFault,
 )
-from services.collector.venues.okx import Okx, OkxBookUpdate
+from services.collector.venues.okx import OkxBookUpdate
 from services.collector.venues.okx_checksum import OkxChecksum
-from tests.unit.collector.support import Subscriber, captures
-
-OKX = Okx()
-MS = 10**6
-
-
-def frame(channel: str, *data: Any, action: str | None = None, **more: Any) -> str:
-    """A push as OKX spells it."""
-    push: dict[str, Any] = {"arg": {"channel": channel, "instId": "BTC-USDT"}}
-    if action is not None:
-        push["action"] = action
-    return json.dumps({**push, **more, "data": list(data)}, separators=(",", ":"))
-
-
-def book(last: int | None, previous: int | None, **fields: Any) -> dict[str, Any]:
-    """The payload of a book channel."""
-    ids = {} if last is None else {"seqId": last, "prevSeqId": previous}
-    return {"asks": [], "bids": [], "ts": "5", "checksum": 0, **ids, **fields}
+from tests.unit.collector.okx_support import MS, OKX, book, frame
+from tests.unit.collector.support import Subscriber
 
 
 def test_a_book_is_a_snapshot_then_changes() -> None:
@@ -101,14 +78,15 @@ def test_the_order_of_keys_does_not_matter() -> None:
 
 def test_answers_and_what_nobody_asked_for() -> None:
     taken = {"event": "subscribe", "arg": {"channel": "books", "instId": "BTC-USDT"}}
-    assert OKX.decode(json.dumps({**taken, "id": "12", "connId": "a"})) == Acknowledgement(12)
-    assert OKX.decode(json.dumps(taken)) == Ignored("subscribe")
+    assert OKX.decode(json.dumps({**taken, "id": "12", "connId": "a"})) == Acknowledgement(
+        12, ("books:BTC-USDT",), complete=False
+    )
     refused = '{"id":"3","event":"error","code":"60012","msg":"Invalid request"}'
     assert OKX.decode(refused) == VenueFault(3, "60012", "Invalid request")
     notice = '{"event":"notice","code":"64008","msg":"The connection will soon be closed"}'
     assert OKX.decode(notice) == Goodbye("The connection will soon be closed")
     assert OKX.decode("pong") == Ignored("pong")
-    assert OKX.decode(frame("tickers", {"last": "1"})) == Ignored("tickers")
+    assert OKX.decode(frame("price-limit", {"buyLmt": "1"})) == Ignored("price-limit")
 
 
 @pytest.mark.parametrize(
@@ -138,53 +116,6 @@ def test_a_trade_that_is_none_does_not_concern_the_book() -> None:
         with pytest.raises(MalformedFrameError) as caught:
             OKX.decode(frame("trades", {**trade, **change}))
         assert not caught.value.concerns_book
-
-
-# Frames that the venue sent
-
-
-@pytest.mark.parametrize(
-    ("name", "counts"),
-    [
-        ("okx_v5_2022.jsonl.gz",
-         {"BookSnapshot": 4, "OkxBookUpdate": 1, "TradePrint": 6, "TopOfBook": 6}),
-        ("okex-options.jsonl.gz", {"OkxBookUpdate": 1, "TradePrint": 1}),
-    ],
-)  # fmt: skip
-def test_recorded_frames_are_read_field_by_field(name: str, counts: dict[str, int]) -> None:
-    seen: Counter[str] = Counter()
-    for line in gzip.decompress(captures("frames", name).read_bytes()).decode().splitlines():
-        text = json.loads(line)["data"]
-        push = json.loads(text)
-        if "code" in push:
-            continue  # an answer of the REST interface
-        message = OKX.decode(text)
-        seen[type(message).__name__] += 1
-        if isinstance(message, Ignored):
-            continue
-        data = push["data"][0]
-        if isinstance(message, BookSnapshot | OkxBookUpdate):
-            assert message.native_symbol == push["arg"]["instId"]
-            assert [list(level) for level in message.bids] == [each[:2] for each in data["bids"]]
-            assert [list(level) for level in message.asks] == [each[:2] for each in data["asks"]]
-            assert message.checksum == data["checksum"]
-            assert message.exchange_time == int(data["ts"]) * MS
-        elif isinstance(message, TradePrint):
-            assert (message.native_symbol, message.trade_id) == (
-                data["instId"],
-                int(data["tradeId"]),
-            )
-            assert (float(message.price), float(message.quantity)) == (
-                float(data["px"]), float(data["sz"]),
-            )  # fmt: skip
-            assert message.buyer_is_maker == (data["side"] == "sell")
-        elif isinstance(message, TopOfBook):
-            assert message.native_symbol == push["arg"]["instId"]
-            for side, levels in ((message.bid, data["bids"]), (message.ask, data["asks"])):
-                assert [float(each or 0) for each in side] == (
-                    [float(each) for each in levels[0][:2]] if levels else [0, 0]
-                )
-    assert {key: seen[key] for key in counts} == counts
 
 
 # The checksum
@@ -358,79 +289,3 @@ def test_a_snapshot_that_contradicts_itself_is_refused(in_step: bool) -> None:
     assert bench.book.reason == pb.ORDER_BOOK_REASON_SNAPSHOT_FAILED
     bench.snapshot(40)
     assert bench.book.in_step
-
-
-# Names, requests, REST
-
-
-@pytest.mark.parametrize(
-    ("native", "symbol"),
-    [
-        ("BTC-USDT", "BTC-USDT"),
-        ("UNI-USDT-SWAP", "UNI-USDT-PERP"),
-        ("BTC-USD-220527", "BTC-USD-20220527"),
-        ("BTC-USD-210924-66000-C", "BTC-USD-20210924-66000-C"),
-        ("BTC", "BTC"),
-    ],
-)
-def test_names_tell_the_term(native: str, symbol: str) -> None:
-    assert OKX.infer_instrument(native).symbol == symbol
-
-
-def test_the_list_of_instruments_of_any_type_is_read() -> None:
-    body = {"code": "0", "data": [
-        {"instId": "BTC-USD-SWAP", "instType": "SWAP", "state": "live", "tickSz": "0.10",
-         "lotSz": "1", "minSz": "x", "ctVal": "100"},
-        {"instId": "A-B", "state": "suspend", "tickSz": ""},
-    ]}  # fmt: skip
-    first, second = OKX.decode_instruments(json.dumps(body).encode())
-    assert (first.symbol, first.base, first.quote, first.tick_size, first.lot_size) == (
-        "BTC-USD-PERP", "BTC", "USD", "0.1", "1",
-    )  # fmt: skip
-    assert (first.min_quantity, first.trading) == ("", True)
-    assert (second.symbol, second.tick_size, second.trading) == ("A-B", "", False)
-
-
-def test_subscriptions_name_every_channel_and_carry_an_id() -> None:
-    frames = OKX.subscribe_frames([f"A{n}-B" for n in range(60)], 5)
-    assert [(number, len(names)) for number, names, _ in frames] == [(5, 50), (6, 10)]
-    request = json.loads(frames[1][2])
-    assert (request["id"], request["op"], len(request["args"])) == ("6", "subscribe", 30)
-
-
-# Anything at all
-
-_json = st.recursive(
-    st.none() | st.booleans() | st.integers(-(10**30), 10**30) | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner),
-    max_leaves=12,
-)
-_keys = st.sampled_from(["arg", "action", "data", "event", "id", "code", "msg", "channel", "instId",
-                         "asks", "bids", "ts", "seqId", "prevSeqId", "checksum", "px", "sz", "side",
-                         "tradeId", "table"])  # fmt: skip
-_objects = st.dictionaries(_keys, _json | st.sampled_from(["1", "update", "snapshot", "error"]))
-_channels = st.sampled_from(["books", "books-l2-tbt", "bbo-tbt", "trades", "tickers", ""])
-
-
-def _decode_all(data: bytes | str) -> None:
-    body = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
-    with contextlib.suppress(MalformedFrameError):
-        OKX.decode(data)
-    with contextlib.suppress(MalformedFrameError):
-        OKX.decode_snapshot(body, RestRequest("", 1, {"instId": "BTC-USDT", "sz": "400"}))
-    with contextlib.suppress(MalformedFrameError):
-        OKX.decode_trades(body, "BTC-USDT")
-    with contextlib.suppress(MalformedFrameError):
-        OKX.decode_instruments(body)
-
-
-@given(st.binary(max_size=200))
-def test_any_bytes_are_a_message_or_malformed(data: bytes) -> None:
-    _decode_all(data)
-    _decode_all(b'{"arg":{"channel":"books","instId":"BTC-USDT"},"action":' + data)
-
-
-@given(_channels, _json | _objects)
-def test_any_json_is_a_message_or_malformed(channel: str, value: Any) -> None:
-    _decode_all(json.dumps(value))
-    _decode_all(frame(channel, value, action="update"))
