@@ -363,6 +363,24 @@ def record(
     raise typer.Exit(result)
 
 
+@app.command(
+    rich_help_panel="Run",
+    context_settings={
+        "allow_extra_args": True,
+        "ignore_unknown_options": True,
+        "help_option_names": [],
+    },
+)
+def simulate(context: typer.Context) -> None:
+    """Run a simulated venue alone: `--venue okx --port 9310`; `--help` tells all options.
+
+    For who develops against venues offline; docs/simulator.md tells what it can do.
+    """
+    from services.cli.simulate import run_simulate
+
+    raise typer.Exit(run_simulate(context.args))
+
+
 @app.command(rich_help_panel="Other")
 def version() -> None:
     """Print the versions of MarketPrism and of what it runs on."""
