@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 __all__ = ["Deribit", "DeribitSettings"]
 
 _SLOW_MS = 1000
+_TRADES_KEPT = 2000
 _PEERS_KEPT = 1000
 _NO_ANSWER: tuple[bytes, ...] = ()
 _VOLATILITY_INDICES = ("btc_usd", "eth_usd")
@@ -178,7 +179,7 @@ class Deribit(VenueProtocol):
 
     def rest_routes(self, venue: "SimulatedVenue") -> list[web.RouteDef]:
         """`/api/v2`; and from here on the protocol knows its venue."""
-        view = DeribitView(venue.market, venue.settings.sent_ids_kept)
+        view = DeribitView(venue.market, _TRADES_KEPT)
         self._streams = DeribitStreams(view, _SLOW_MS)
         self._methods = DeribitMethods(
             view,

@@ -169,7 +169,7 @@ class DeribitTrade(NamedTuple):
     trade_seq: int
     """Contiguous within the instrument."""
     trade_id: str
-    """Unique within the currency."""
+    """With the currency before it, but for Bitcoin."""
     price: int
     amount: int
     contracts: int

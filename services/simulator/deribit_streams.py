@@ -78,12 +78,23 @@ class DeribitStreams:
         if kind is VolatilityIndex:
             return (f"deribit_volatility_index.{event.symbol}",)
         if kind is InstrumentChange:
+            if cast("InstrumentChange", event).change in _STATES:
+                self._forget(event.symbol)
             listed = instrument(event.symbol)
             return [
                 f"instrument.state.{each}.{currency}"
                 for each, currency in product((listed.kind, "any"), (listed.settlement, "any"))
             ]
         return ()
+
+    def _forget(self, symbol: str) -> None:
+        # What is kept of an instrument that ended or begins again.
+        self._view.trades.forget(symbol)
+        for kept in (self._windows, self._pending_trades, self._sent_trades):
+            for name in [name for name in kept if f".{symbol}." in name]:
+                del kept[name]
+        for key in [key for key in self._names if key[0] == symbol]:
+            del self._names[key]
 
     def _timed_streams(self, symbol: str, interval_ms: int) -> tuple[str, ...]:
         interval = "100ms" if interval_ms == _FAST_MS else "agg2"

@@ -45,6 +45,10 @@ class TradeLog:
                 told.append(_told(trade, told[-1] if told else None, marks))
         return told
 
+    def forget(self, symbol: str) -> None:
+        """Let go of the trades of an instrument that is listed no more."""
+        self._told.pop(symbol, None)
+
     def one(self, symbol: str, trade_seq: int) -> DeribitTrade | None:
         """Return one trade; None when it is no longer kept."""
         told = self.all(symbol)
@@ -89,14 +93,14 @@ def _told(
         liquidation = "T" if trade.trade_id % _BOTH_LIQUIDATED else "MT"
     elif listed.kind == "future" and not trade.trade_id % _MAKER_LIQUIDATED:
         liquidation = "M"
-    # The id is unique within a currency; the venue puts the currency's name before it, but for
-    # Bitcoin.
-    number = listed.number % 1000 * 10**9 + trade.trade_id
+    # The venue puts the currency's name before the id, but for Bitcoin; its ids count the trades of
+    # a currency, these those of an instrument, by which the truth can be asked.
+    prefix = "" if listed.settlement == "BTC" else f"{listed.settlement}-"
     return DeribitTrade(
         name=trade.symbol,
         time_us=trade.time_us,
         trade_seq=trade.trade_id,
-        trade_id=str(number) if listed.settlement == "BTC" else f"{listed.settlement}-{number}",
+        trade_id=f"{prefix}{trade.trade_id}",
         price=trade.price,
         amount=trade.quantity,
         contracts=trade.quantity * 10**8 // listed.contract,

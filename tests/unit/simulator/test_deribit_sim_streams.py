@@ -298,6 +298,32 @@ def test_listings_and_expirations_are_told_by_kind_and_currency() -> None:
     assert all(channel != "book.BTC-25DEC26.100ms" for channel, _ in feed.play(0.5))
 
 
+def test_a_changed_tick_continues_the_book_on_the_new_grid() -> None:
+    name = "book.BTC-PERPETUAL.100ms"
+    feed = Feed(name)
+    book = NaiveBook(feed.first(name))
+    feed.market.change_tick("BTC-PERPETUAL", 5 * 10**8)
+    assert all(book.change(data) for _, data in feed.play(2.0))
+    assert book.levels() == _truth(feed.market, "BTC-PERPETUAL", book.change_id)
+    assert all(price % 5 == 0 for side in book.levels() for price, _ in side)
+
+
+def test_an_instrument_that_is_listed_again_begins_anew() -> None:
+    name = "book.BTC-25DEC26.100ms"
+    feed = Feed(name, "trades.BTC-25DEC26.100ms")
+    NaiveBook(feed.first(name))
+    feed.play(1.0)
+    feed.market.expire("BTC-25DEC26")
+    feed.play(0.5)
+    feed.market.list_instrument(Deribit().listed("BTC-25DEC26"))
+    feed.play(0.5)
+    book = NaiveBook(feed.first(name))
+    frames = feed.play(2.0)
+    assert all(book.change(data) for channel, data in frames if channel == name)
+    assert book.levels() == _truth(feed.market, "BTC-25DEC26", book.change_id)
+    assert any(channel.startswith("trades.") for channel, _ in frames)
+
+
 def test_option_marks_come_together_for_an_index() -> None:
     name = "markprice.options.btc_usd"
     feed = Feed(name)
