@@ -232,12 +232,12 @@ def decode_trades(exchange: str, body: bytes, native_symbol: str) -> list[TradeP
 
 
 def step(value: object) -> str:
-    """Canonical spelling of a filter's number; empty when it is none, or 0."""
+    """Canonical spelling of a filter's number; empty when it is none above 0."""
     try:
         number = canonical_decimal(value) if isinstance(value, str) and value else ""
     except InvalidDecimalError:
         return ""
-    return "" if number == "0" else number
+    return "" if number == "0" or number.startswith("-") else number
 
 
 def read_steps(filters: Sequence[dict[str, Any]]) -> Steps:

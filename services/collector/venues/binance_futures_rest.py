@@ -68,7 +68,7 @@ class _Symbol(msgspec.Struct, gc=False, frozen=True, rename="camel"):
     # USD-M says `status`, COIN-M `contractStatus`.
     status: str = ""
     contract_status: str = ""
-    contract_size: int | str = 1
+    contract_size: int | str = 0
     filters: list[dict[str, Any]] = []
 
 
@@ -154,11 +154,7 @@ class Contracts:
         """Best guess from a name alone."""
         pair, _, _ = native_symbol.partition("_")
         base, quote = self._split(pair)
-        # The only two sizes that COIN-M has.
-        size = ("100" if base == "BTC" else "10") if self._inverse else "1"
-        return self.spec(
-            native_symbol, base, quote, base if self._inverse else quote, contract_size=size
-        )
+        return self.spec(native_symbol, base, quote, base if self._inverse else quote)
 
     def spec(
         self,
@@ -170,18 +166,21 @@ class Contracts:
         pair: str = "",
         contract_type: str = "",
         delivery: int = 0,
-        contract_size: str = "1",
+        contract_size: str = "",
         trading: bool = True,
         steps: Steps = NO_STEPS,
     ) -> InstrumentSpec:
         """Describe a contract; `delivery` is its delivery date as the venue tells it, nanoseconds.
 
-        BTCUSDT and BTCUSD_PERP never expire, BTCUSDT_261225 does on that day.
+        BTCUSDT and BTCUSD_PERP never expire, BTCUSDT_261225 does on that day. Of COIN-M's contracts
+        those on BTC stand for 100 USD, all others for 10: that counts where no size is told.
         """
         name, _, end = native_symbol.partition("_")
         dated = _DAY.match(end) is not None
         perpetual = "PERPETUAL" in contract_type if contract_type else not dated
         expiry = 0 if perpetual else delivery or _delivery_of(end)
+        if not contract_size:
+            contract_size = ("100" if base == "BTC" else "10") if self._inverse else "1"
         if dated:
             term = f"20{end}"
         elif perpetual:
@@ -236,7 +235,7 @@ def decode_contracts(
                 pair=symbol.pair,
                 contract_type=symbol.contract_type,
                 delivery=nanoseconds(symbol.delivery_date),
-                contract_size=(step(str(symbol.contract_size)) or "1") if inverse else "1",
+                contract_size=step(str(symbol.contract_size)) if inverse else "1",
                 trading="TRADING" in (symbol.status, symbol.contract_status),
                 steps=read_steps(symbol.filters),
             )

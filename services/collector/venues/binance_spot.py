@@ -101,7 +101,7 @@ BINANCE = SpotSite(
         "FDUSD", "RLUSD", "USDT", "USDC", "TUSD", "BUSD", "USDP", "USD1", "IDRT", "BIDR", "EURI",
         "DOGE", "DAI", "BTC", "ETH", "BNB", "EUR", "TRY", "BRL", "GBP", "AUD", "USD", "JPY", "MXN",
         "ARS", "PLN", "RUB", "UAH", "NGN", "ZAR", "COP", "CZK", "RON", "IDR", "PAX", "TRX", "XRP",
-        "SOL", "DOT", "VAI", "U",
+        "SOL", "DOT", "VAI", "USDS", "BKRW", "BVND", "GYEN", "U",
     ),
 )  # fmt: skip
 BINANCE_US = SpotSite(

@@ -1,31 +1,27 @@
 """Frames of Binance's futures are read exactly, and their books follow the futures' own rules."""
 
-import contextlib
-import gzip
 import json
-from collections import Counter
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from services.collector.synchroniser import BookSynchroniser, SnapshotPolicy
 from services.collector.venues.base import (
     Acknowledgement,
     BookSnapshot,
+    Goodbye,
     Ignored,
+    InstrumentsChanged,
     MalformedFrameError,
-    RestRequest,
+    SkippedTrade,
     TopOfBook,
     TradePrint,
     VenueFault,
 )
-from services.collector.venues.binance_futures import BinanceFutures, FuturesDepthUpdate
-from tests.unit.collector.support import Subscriber, captures
+from services.collector.venues.binance_futures_streams import FuturesDepthUpdate
+from tests.unit.collector.binance_support import COINM, USDM
+from tests.unit.collector.support import Subscriber
 
-USDM = BinanceFutures("binance_usdm", "/fapi/v1")
-COINM = BinanceFutures("binance_coinm", "/dapi/v1")
 DEPTH = {
     "e": "depthUpdate", "E": 1789469121904, "T": 1789469121836, "s": "BTCUSDT", "ps": "BTCUSDT",
     "U": 157, "u": 160, "pu": 149, "b": [], "a": [["77021.60", "650.0043"]], "st": 1,
@@ -69,8 +65,9 @@ def test_trades_and_best_offers_are_canonical() -> None:
         )
     for frame in _frames(AGGREGATE, "btcusd_210625@aggTrade"):
         assert COINM.decode(frame) == TradePrint(
-            "BTCUSD_210625", 5091038, 1616201787407 * 10**6, "62838", "5", True
-        )
+            "BTCUSD_210625", 7621252, 1616201787407 * 10**6, "62838", "5", True, 3,
+            venue_id="5091038",
+        )  # fmt: skip
     for frame in _frames(TICKER, "btcusdt@bookTicker"):
         assert USDM.decode(frame) == TopOfBook("BTCUSDT", 7, 2 * 10**6, ("1.5", "2"), ("", ""))
 
@@ -79,13 +76,13 @@ def test_an_aggregate_of_2019_without_an_id_is_known_by_its_last_trade() -> None
     payload = {key: value for key, value in AGGREGATE.items() if key != "a"}
     trade = COINM.decode(json.dumps(payload))
     assert isinstance(trade, TradePrint)
-    assert trade.trade_id == 7621252
+    assert (trade.trade_id, trade.venue_id) == (7621252, "")
 
 
 @pytest.mark.parametrize("execution", ["INSURANCE_FUND", "ADL", "NA"])
-def test_the_venue_settling_its_own_affairs_is_no_trade(execution: str) -> None:
+def test_the_venue_settling_its_own_affairs_uses_up_a_number(execution: str) -> None:
     for frame in _frames({**TRADE, "X": execution}, "btcusdt@trade"):
-        assert USDM.decode(frame) == Ignored(f"trade {execution}")
+        assert USDM.decode(frame) == SkippedTrade("BTCUSDT", 10934580)
 
 
 @pytest.mark.parametrize("stream", ["btcusdt@depth5", "btcusdt@depth20@100ms", "x@depth10"])
@@ -99,7 +96,26 @@ def test_answers_and_unasked_kinds() -> None:
     refused = '{"error":{"code":2,"msg":"Invalid request"},"id":8}'
     assert USDM.decode(refused) == VenueFault(8, "2", "Invalid request")
     assert USDM.decode('{"stream":"!markPrice@arr","data":[]}') == Ignored("!markPrice@arr")
-    assert USDM.decode('{"e":"forceOrder","o":{}}') == Ignored("forceOrder")
+    assert USDM.decode('{"e":"ORDER_TRADE_UPDATE","o":{}}') == Ignored("ORDER_TRADE_UPDATE")
+    assert USDM.decode('{"e":"serverShutdown","E":1}') == Goodbye("serverShutdown")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"error":{"code":-1003,"msg":"Too many"},"id":3}', '{"code":-1003,"msg":"Too many","id":3}'],
+)
+def test_a_request_refused_for_being_too_much_says_so(text: str) -> None:
+    assert USDM.decode(text) == VenueFault(3, "-1003", "Too many", rate_limited=True)
+
+
+def test_a_change_of_the_list_of_contracts_is_told_by_the_stream() -> None:
+    info = {
+        "e": "contractInfo", "E": 1, "s": "IOTAUSDT", "ps": "IOTAUSDT", "ct": "PERPETUAL",
+        "dt": 4133404800000, "ot": 1569398400000, "cs": "TRADING", "bks": [{"bs": 1}], "st": 1,
+    }  # fmt: skip
+    for frame in _frames(info, "!contractInfo"):
+        assert USDM.decode(frame) == InstrumentsChanged("IOTAUSDT TRADING")
+        assert COINM.decode(frame) == Ignored("of another market")
 
 
 @pytest.mark.parametrize(
@@ -114,65 +130,6 @@ def test_a_depth_update_that_is_none_names_its_instrument(change: dict[str, Any]
     with pytest.raises(MalformedFrameError) as caught:
         USDM.decode(_frames({**TRADE, "p": "x"}, "btcusdt@trade")[0])
     assert (caught.value.native_symbol, caught.value.concerns_book) == ("BTCUSDT", False)
-
-
-# Frames that venues sent
-
-
-def _recorded(name: str) -> list[tuple[BinanceFutures, str]]:
-    path = captures("frames", name)
-    raw = path.read_bytes()
-    lines = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode().splitlines()
-    texts = [json.loads(line) for line in lines]
-    return [
-        (COINM if '_PERP"' in row["data"] or "USD_" in row["data"] else USDM, row["data"])
-        for row in texts
-    ]
-
-
-@pytest.mark.parametrize(
-    ("name", "counts"),
-    [
-        ("binance_futures.jsonl.gz", {"FuturesDepthUpdate": 2, "TradePrint": 3, "TopOfBook": 1}),
-        ("binance_delivery.jsonl.gz", {"FuturesDepthUpdate": 2, "TradePrint": 1, "TopOfBook": 1}),
-    ],
-)
-def test_recorded_frames_are_read_field_by_field(name: str, counts: dict[str, int]) -> None:
-    seen: Counter[str] = Counter()
-    for adapter, text in _recorded(name):
-        data = json.loads(text).get("data", {})
-        try:
-            message = adapter.decode(text)
-        except MalformedFrameError:
-            # What the recorder made itself of REST answers is no frame of the venue.
-            assert '"generated":true' in text
-            continue
-        seen[type(message).__name__] += 1
-        if isinstance(message, FuturesDepthUpdate):
-            assert [message.native_symbol, message.first, message.last, message.previous] == [
-                data[key] for key in ("s", "U", "u", "pu")
-            ]
-            assert [list(level) for level in (*message.bids, *message.asks)] == data["b"] + data[
-                "a"
-            ]
-        elif isinstance(message, TradePrint):
-            assert message.native_symbol == data["s"]
-            assert float(message.price) == float(data["p"])
-            assert message.buyer_is_maker == data["m"]
-            assert message.exchange_time == data["T"] * 10**6
-        elif isinstance(message, TopOfBook):
-            assert (message.native_symbol, message.venue_sequence) == (data["s"], data["u"])
-            assert [float(each) for each in (*message.bid, *message.ask)] == [
-                float(data[key]) for key in ("b", "B", "a", "A")
-            ]
-    assert {key: seen[key] for key in counts} == counts
-
-
-def test_frames_of_2026_with_their_new_fields_are_read() -> None:
-    frames = [text for _, text in _recorded("present_day_2026.jsonl") if '"pu"' in text]
-    assert len(frames) == 4
-    for text in frames:
-        assert isinstance(USDM.decode(text), FuturesDepthUpdate)
 
 
 # The venue's rules
@@ -260,42 +217,3 @@ def test_a_snapshot_tells_its_time_and_is_asked_for_in_a_size_that_exists() -> N
     assert COINM.decode_snapshot(body, request) == BookSnapshot(
         5, [("1", "2")], [], 1000, 3 * 10**6
     )
-
-
-# Anything at all
-
-_json = st.recursive(
-    st.none() | st.booleans() | st.integers(-(10**30), 10**30) | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner),
-    max_leaves=12,
-)
-_objects = st.dictionaries(
-    st.sampled_from([*DEPTH, *AGGREGATE, *TICKER, "X", "id", "result", "error", "code", "data"]),
-    _json | st.sampled_from(["depthUpdate", "trade", "aggTrade", "bookTicker", "1.0"]),
-)
-_streams = st.sampled_from(["a@depth@0ms", "a@trade", "a@aggTrade", "a@bookTicker", "a@depth5", ""])
-
-
-def _decode_all(data: bytes | str) -> None:
-    request = RestRequest("/fapi/v1/depth", 20, {"symbol": "BTCUSDT", "limit": "1000"})
-    body = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
-    with contextlib.suppress(MalformedFrameError):
-        USDM.decode(data)
-    with contextlib.suppress(MalformedFrameError):
-        USDM.decode_snapshot(body, request)
-    with contextlib.suppress(MalformedFrameError):
-        USDM.decode_trades(body, "BTCUSDT")
-    with contextlib.suppress(MalformedFrameError):
-        USDM.decode_instruments(body)
-
-
-@given(st.binary(max_size=200))
-def test_any_bytes_are_a_message_or_malformed(data: bytes) -> None:
-    _decode_all(data)
-    _decode_all(b'{"stream":"btcusdt@depth@100ms","data":' + data)
-
-
-@given(_streams, _json | _objects)
-def test_any_json_is_a_message_or_malformed(stream: str, value: Any) -> None:
-    _decode_all(json.dumps(value))
-    _decode_all(json.dumps({"stream": stream, "data": value}, separators=(",", ":")))
