@@ -16,18 +16,22 @@ from typing import NamedTuple
 from marketprism.market.v1 import instrument_pb2 as pb
 
 from services.collector.venues.base import InstrumentSpec
+from services.shared.decimals import canonical_decimal
 
 __all__ = ["DeribitName", "index_symbol", "read_name", "spec_of_name"]
 
 _MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
 _EXPIRY_HOUR = 8  # UTC, of futures and options alike
-# One spelling only of each day and strike, so that no two names give one symbol.
+# One spelling only of each day, so that no two names give one symbol.
 _NAME = re.compile(
     r"(?P<base>[A-Z0-9]+)(?:_(?P<quote>[A-Z0-9]+))?"
     r"(?:-(?P<perpetual>PERPETUAL)"
     r"|-(?P<day>[1-9][0-9]?)(?P<month>[A-Z]{3})(?P<year>[0-9]{2})"
-    r"(?:-(?P<strike>(?:0|[1-9][0-9]*)(?:d[0-9]*[1-9])?)-(?P<right>[CP]))?)?",
+    r"(?:-(?P<strike>[0-9]{1,12}(?:d[0-9]{1,12})?)-(?P<right>[CP]))?)?",
     re.ASCII,
+)
+_CANONICAL = re.compile(
+    r"[A-Z0-9]+-[A-Z0-9]+(?:-PERP|-[0-9]{8}(?:-[0-9]{1,12}(?:d[0-9]{1,12})?-[CP])?)?_*", re.ASCII
 )
 _RIGHTS = {"C": pb.OPTION_RIGHT_CALL, "P": pb.OPTION_RIGHT_PUT}
 
@@ -61,7 +65,9 @@ def _unknown(native_symbol: str) -> DeribitName:
     unspecified = pb.INSTRUMENT_KIND_UNSPECIFIED
     base = native_symbol.partition("-")[0].partition("_")[0]
     right = pb.OPTION_RIGHT_UNSPECIFIED
-    return DeribitName(native_symbol, unspecified, base, "", "", False, 0, "", right, "")
+    # A name that reads like a symbol must not be mistaken for the instrument that has it.
+    symbol = f"{native_symbol}_" if _CANONICAL.fullmatch(native_symbol) else native_symbol
+    return DeribitName(symbol, unspecified, base, "", "", False, 0, "", right, "")
 
 
 @lru_cache(maxsize=16_384)
@@ -102,16 +108,16 @@ def read_name(native_symbol: str) -> DeribitName:
         return DeribitName(
             dated, kind, base, quote or "USD", settlement, not linear, expiry_time, "", none, index
         )
-    strike = match["strike"].replace("d", ".")
     return DeribitName(
-        f"{dated}-{strike}-{match['right']}",
+        # A symbol is one word of a NATS subject: the strike's point stays spelt with a d.
+        f"{dated}-{match['strike']}-{match['right']}",
         pb.INSTRUMENT_KIND_OPTION,
         base,
         settlement,
         settlement,
         False,
         expiry_time,
-        strike,
+        canonical_decimal(match["strike"].replace("d", ".")),
         _RIGHTS[match["right"]],
         index,
     )
