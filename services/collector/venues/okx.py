@@ -68,7 +68,6 @@ _RULES = ConnectionRules(
     keepalive_seconds=20.0,
 )
 _ROUTE = "/ws/v5/"
-_BY_DEFAULT = ("books", "trades", "bbo-tbt")
 
 _decode_any = msgspec.json.Decoder().decode
 
@@ -182,28 +181,11 @@ class Okx:
             "unsubscribe", topics, first_request_id, exchange=self.exchange
         )
 
-    def subscribe_frames(
-        self, native_symbols: Iterable[str], first_request_id: int
-    ) -> list[tuple[int, Sequence[str], str]]:
-        """Subscriptions to `books`, `trades` and `bbo-tbt`, which the public route serves."""
-        symbols = list(native_symbols)
-        frames: list[tuple[int, Sequence[str], str]] = []
-        for start in range(0, len(symbols), 50):
-            part = symbols[start : start + 50]
-            topics = [f"{channel}:{name}" for name in part for channel in _BY_DEFAULT]
-            made = self.subscribe(topics, first_request_id + len(frames))
-            frames.extend((request.request_id, part, request.frame) for request in made)
-        return frames
-
     # REST
 
     def instrument_requests(self) -> list[RestRequest]:
         """GET /api/v5/public/instruments of each type, and of each family of options."""
         return okx_rest.instrument_requests(self._option_families)
-
-    def instruments_request(self) -> RestRequest:
-        """GET /api/v5/public/instruments of spot; the other types answer in the same form."""
-        return self.instrument_requests()[0]
 
     def decode_instruments(self, body: bytes) -> list[InstrumentSpec]:
         """Decode a list of instruments of any type; a malformed step is left empty."""
@@ -218,7 +200,7 @@ class Okx:
         return okx_rest.decode_snapshot(body, request, self.exchange)
 
     def trades_request(self, native_symbol: str, first_id: int, count: int) -> RestRequest:
-        """GET /api/v5/market/history-trades: at most 100 trades from `first_id` on."""
+        """GET /api/v5/market/trades: the latest, which reach back past a hole that is fresh."""
         return okx_rest.trades_request(native_symbol, first_id, count)
 
     def decode_trades(self, body: bytes, native_symbol: str) -> list[TradePrint]:

@@ -56,7 +56,8 @@ _WITH_RATIOS = (
     instrument_pb2.INSTRUMENT_KIND_FUTURE,
 )
 _DEEPEST = 400
-_MOST_TRADES = 100
+_MOST_TRADES = 500
+_TRADES_SINCE = 200  # that may come between a hole and the answer
 _RATIO_PERIOD = 300
 _OPEN_INTEREST_PATH = "/api/v5/public/open-interest"
 _OPEN_INTEREST_SECONDS = 10.0
@@ -143,14 +144,13 @@ def decode_snapshot(body: bytes, request: RestRequest, exchange: str) -> BookSna
 
 
 def trades_request(native_symbol: str, first_id: int, count: int) -> RestRequest:
-    """GET /api/v5/market/history-trades: the trades from `first_id` on, at most 100."""
-    limit = max(1, min(count, _MOST_TRADES))
-    return RestRequest(
-        "/api/v5/market/history-trades",
-        1,
-        # `after` is the id that the page ends before.
-        {"instId": native_symbol, "type": "1", "after": str(first_id + limit), "limit": str(limit)},
-    )
+    """GET /api/v5/market/trades: the latest, at most 500, which reach back past a fresh hole.
+
+    A hole ends where the stream is, so that these hold more of it than a page of 100 of
+    /api/v5/market/history-trades does.
+    """
+    limit = str(min(max(1, count) + _TRADES_SINCE, _MOST_TRADES))
+    return RestRequest("/api/v5/market/trades", 1, {"instId": native_symbol, "limit": limit})
 
 
 def decode_trades(body: bytes, native_symbol: str, exchange: str) -> list[TradePrint]:

@@ -4,6 +4,8 @@ import json
 import zlib
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from marketprism.market.v1 import order_book_pb2 as pb
 
 from services.collector.synchroniser import BookSynchroniser, SnapshotPolicy
@@ -144,6 +146,53 @@ def test_the_checksum_keeps_the_venues_own_spelling() -> None:
     one.apply([("1.1", "0")], [])
     other.apply([("1.100", "0.00")], [])
     assert one.value() == other.value() == 0, "a price is the same however it is spelt"
+
+
+_prices = st.integers(1, 60).map(lambda number: f"{number / 10:g}")
+_sizes = st.sampled_from(["0", "0.0", "1", "2.50", "0.001", "10"])
+_sides = st.dictionaries(_prices, _sizes, max_size=12).map(lambda side: list(side.items()))
+
+
+@given(st.lists(st.tuples(_sides, _sides, st.sampled_from(["replace", "apply", "ask"]))))
+def test_the_checksum_is_that_of_a_naive_book_whenever_it_is_asked_for(
+    steps: list[tuple[list[tuple[str, str]], list[tuple[str, str]], str]],
+) -> None:
+    checksum = OkxChecksum()
+    books: tuple[dict[str, str], dict[str, str]] = ({}, {})
+    for bids, asks, step in steps:
+        if step == "replace":
+            checksum.replace(bids, asks)
+        else:
+            checksum.apply(bids, asks)
+        for book_side, changes in zip(books, (bids, asks), strict=True):
+            if step == "replace":
+                book_side.clear()
+            book_side.update(changes)
+        if step == "ask":
+            assert checksum.value() % 2**32 == _naive(*books)
+    assert checksum.value() % 2**32 == _naive(*books)
+
+
+def _naive(bids: dict[str, str], asks: dict[str, str]) -> int:
+    sides = [
+        sorted(((p, q) for p, q in side.items() if float(q)), key=lambda each: float(each[0]))
+        for side in (bids, asks)
+    ]
+    sides[0].reverse()
+    parts = []
+    for rank in range(25):
+        parts += [":".join(side[rank]) for side in sides if rank < len(side)]
+    return zlib.crc32(":".join(parts).encode())
+
+
+def test_changes_that_nobody_asks_about_take_no_room_without_end() -> None:
+    checksum = OkxChecksum()
+    checksum.replace([("1", "1")], [])
+    for price in range(1, 20_000):
+        checksum.apply([(str(price), "0"), (str(price + 1), "1")], [])
+    sizes = [len(getattr(checksum._bids, name)) for name in ("_pending", "_order", "_texts")]
+    assert max(sizes) <= 1025
+    assert checksum.value() % 2**32 == zlib.crc32(b"20000:1")
 
 
 # The book

@@ -52,7 +52,6 @@ def test_each_type_is_asked_for_and_options_by_family() -> None:
     assert {request.path for request in OKX.instrument_requests()} == {"/api/v5/public/instruments"}
     own = Okx(option_families=["SOL-USD_UM"]).instrument_requests()
     assert [request.query.get("instFamily") for request in own] == [None] * 3 + ["SOL-USD_UM"]
-    assert OKX.instruments_request() == OKX.instrument_requests()[0]
 
 
 def test_spot_counts_in_base_currency() -> None:
@@ -205,13 +204,11 @@ def test_names_tell_the_term(native: str, symbol: str) -> None:
 # History
 
 
-def test_history_begins_with_the_trade_asked_for() -> None:
-    request = OKX.trades_request("BTC-USDT", 1000, 7)
-    assert request == RestRequest(
-        "/api/v5/market/history-trades", 1,
-        {"instId": "BTC-USDT", "type": "1", "after": "1007", "limit": "7"},
-    )  # fmt: skip
-    assert OKX.trades_request("BTC-USDT", 1000, 5000).query["after"] == "1100", "a page is 100"
+def test_history_is_the_latest_trades_and_reaches_back_past_the_hole() -> None:
+    for count, limit in [(1, 201), (100, 300), (5000, 500)]:
+        request = OKX.trades_request("BTC-USDT", 1000, count)
+        assert request.path == "/api/v5/market/trades"
+        assert request.query == {"instId": "BTC-USDT", "limit": str(limit)}
 
 
 def test_past_trades_come_oldest_first() -> None:
