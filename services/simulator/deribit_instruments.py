@@ -110,14 +110,10 @@ class DeribitInstrument:
     """Size of a contract in the unit of amounts."""
     least_amount: int
     """Smallest order, and the step of amounts."""
-    forward: int
-    """Where the price of the underlying begins."""
     price: int
     """Where the price begins and tends back to."""
     amount: int
     """A usual amount of a level."""
-    volatility: float
-    """A year's, where an option begins."""
 
     @property
     def index(self) -> str:
@@ -321,10 +317,8 @@ def instrument(name: str) -> DeribitInstrument:
             tick_steps=(),
             contract=contract,
             least_amount=contract,
-            forward=int(forward),
             price=max(tick * 50, int(forward) // tick * tick),
             amount=max(contract, amount // contract * contract),
-            volatility=asset.volatility,
         )
     strike = to_units(parts["strike"].replace("d", "."))
     if not strike:
@@ -358,10 +352,8 @@ def instrument(name: str) -> DeribitInstrument:
         tick_steps=steps,
         contract=contract,
         least_amount=least,
-        forward=int(forward),
         price=max(grid * 4, price // grid * grid),
         amount=least * 40,
-        volatility=volatility,
     )
 
 
