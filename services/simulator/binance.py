@@ -88,6 +88,10 @@ class BinanceSpot(VenueProtocol):
         """The newest aggregate trades by symbol, for REST."""
         self._market: Market | None = None
 
+    def bind(self, venue: "SimulatedVenue") -> None:
+        """Serve that venue from now on."""
+        self._market = venue.market
+
     def open(self, request: web.Request) -> tuple[Variant, list[str]]:
         """`/stream?streams=a/b` is combined, `/ws/a` and `/ws` are raw."""
         unit = request.query.get("timeUnit", "millisecond")
@@ -168,7 +172,6 @@ class BinanceSpot(VenueProtocol):
 
     def rest_routes(self, venue: "SimulatedVenue") -> list[web.RouteDef]:
         """`/api/v3/...`."""
-        self._market = venue.market
         return BinanceRest(venue, self.aggregates).routes()
 
     def _depth(self, event: DepthUpdate) -> bytes:

@@ -143,10 +143,14 @@ class BinanceFuturesProtocol(VenueProtocol):
 
     @property
     def venue(self) -> "SimulatedVenue":
-        """The venue that it serves, known from `rest_routes` on."""
+        """The venue that it serves."""
         if self._bound is None:
-            raise RuntimeError("the protocol serves no venue yet: expected rest_routes first")
+            raise RuntimeError("the protocol serves no venue yet: expected bind first")
         return self._bound
+
+    def bind(self, venue: "SimulatedVenue") -> None:
+        """Serve that venue from now on."""
+        self._bound = venue
 
     @property
     def _market(self) -> Market:
@@ -178,7 +182,6 @@ class BinanceFuturesProtocol(VenueProtocol):
 
     def rest_routes(self, venue: "SimulatedVenue") -> list[web.RouteDef]:
         """`/fapi/v1/...` or `/dapi/v1/...`, and `/futures/data/...`."""
-        self._bound = venue
         self.contracts()
         return FuturesRest(venue, self).routes()
 
