@@ -11,6 +11,7 @@ import msgspec
 from google.protobuf.duration_pb2 import Duration
 from marketprism.market.v1 import common_pb2, events_pb2, instrument_pb2
 
+from services.collector.contracts import ContractSize
 from services.collector.venues.base import InstrumentSpec, MalformedFrameError, Observation
 from services.collector.venues.binance_common import (
     DECODE_ERRORS,
@@ -24,7 +25,7 @@ from services.collector.venues.binance_common import (
     timestamp,
     unique,
 )
-from services.shared.decimals import canonical_decimal
+from services.shared.decimals import InvalidDecimalError, canonical_decimal
 
 __all__ = [
     "RATIOS",
@@ -202,14 +203,21 @@ class Contracts:
             underlying=pair or name,
             family=pair or name,
             tick_size=steps.tick_size,
-            lot_size=steps.lot_size,
-            min_quantity=steps.min_quantity,
+            lot_size=_converted(steps.lot_size, contract_size),
+            min_quantity=_converted(steps.min_quantity, contract_size),
             min_notional=steps.min_notional,
         )
 
     def _split(self, pair: str) -> tuple[str, str]:
         # A COIN-M pair may end in what is a currency elsewhere: DOTUSD is no market in TUSD.
         return split_pair(pair, ("USD",) if self._inverse else _LINEAR_QUOTES)
+
+
+def _converted(contracts: str, size: str) -> str:
+    try:
+        return ContractSize(size).sizes[contracts] if contracts else ""
+    except InvalidDecimalError:
+        return ""
 
 
 def _delivery_of(day: str) -> int:

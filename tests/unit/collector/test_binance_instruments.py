@@ -50,7 +50,8 @@ def test_inverse_contracts_count_units_of_the_quote_currency() -> None:
         "BTC", "100", pb.QUANTITY_UNIT_QUOTE,
     )  # fmt: skip
     assert (spec.underlying, spec.family) == ("BTCUSD", "BTCUSD")
-    assert (spec.tick_size, spec.lot_size, spec.min_quantity) == ("0.1", "1", "1")
+    # One contract is the least that can be ordered.
+    assert (spec.tick_size, spec.lot_size, spec.min_quantity) == ("0.1", "100", "100")
 
 
 @pytest.mark.parametrize(
