@@ -31,7 +31,6 @@ from services.collector.venues.binance_common import (
     rest_refusal,
     stream_of,
     stream_requests,
-    subscribe_requests,
 )
 
 __all__ = ["DIFF_CHANNELS", "KLINE_CHANNELS", "BinanceAdapter"]
@@ -58,7 +57,6 @@ class BinanceAdapter:
 
     snapshot_source = SnapshotSource.REQUEST
     ordered_ids = True
-    _legacy_streams = ("depth@100ms", "trade", "bookTicker")
 
     def __init__(self, exchange: str, own: int = 0) -> None:
         self.exchange = exchange
@@ -206,12 +204,6 @@ class BinanceAdapter:
     def unsubscribe(self, topics: Sequence[str], first_request_id: int) -> list[VenueRequest]:
         """UNSUBSCRIBE requests."""
         return stream_requests("UNSUBSCRIBE", topics, first_request_id)
-
-    def subscribe_frames(
-        self, native_symbols: Iterable[str], first_request_id: int
-    ) -> list[tuple[int, Sequence[str], str]]:
-        """SUBSCRIBE requests for depth, trades and best bid and offer."""
-        return subscribe_requests(native_symbols, self._legacy_streams, first_request_id)
 
     # REST
 

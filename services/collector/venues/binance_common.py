@@ -1,6 +1,6 @@
 """What Binance's protocols share: types, times, requests, answers and names."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any, NamedTuple, TypeAlias
 
@@ -39,7 +39,6 @@ __all__ = [
     "step",
     "stream_of",
     "stream_requests",
-    "subscribe_requests",
     "timestamp",
     "unique",
 ]
@@ -137,21 +136,6 @@ def stream_requests(
         frame = msgspec.json.encode({"method": method, "params": part, "id": number})
         requests.append(VenueRequest(number, part, frame.decode()))
     return requests
-
-
-def subscribe_requests(
-    native_symbols: Iterable[str], streams: Sequence[str], first_request_id: int
-) -> list[tuple[int, Sequence[str], str]]:
-    """SUBSCRIBE requests of the same streams for several instruments, which are named beside."""
-    symbols = list(native_symbols)
-    per_frame = _STREAMS_PER_FRAME // len(streams)
-    frames: list[tuple[int, Sequence[str], str]] = []
-    for start in range(0, len(symbols), per_frame):
-        part = symbols[start : start + per_frame]
-        names = [f"{symbol.lower()}@{name}" for symbol in part for name in streams]
-        (request,) = stream_requests("SUBSCRIBE", names, first_request_id + len(frames))
-        frames.append((request.request_id, part, request.frame))
-    return frames
 
 
 def decode_answer(

@@ -278,11 +278,7 @@ class BinanceFutures(BinanceAdapter):
 
     def instrument_requests(self) -> list[RestRequest]:
         """GET exchangeInfo, weight 1."""
-        return [self.instruments_request()]
-
-    def instruments_request(self) -> RestRequest:
-        """GET exchangeInfo, weight 1."""
-        return RestRequest(f"{self._market.prefix}/exchangeInfo", 1)
+        return [RestRequest(f"{self._market.prefix}/exchangeInfo", 1)]
 
     def decode_instruments(self, body: bytes) -> list[InstrumentSpec]:
         """Decode exchangeInfo; a symbol whose filters are malformed keeps empty steps."""

@@ -250,11 +250,7 @@ class BinanceSpot(BinanceAdapter):
 
     def instrument_requests(self) -> list[RestRequest]:
         """GET /api/v3/exchangeInfo."""
-        return [self.instruments_request()]
-
-    def instruments_request(self) -> RestRequest:
-        """GET /api/v3/exchangeInfo."""
-        return RestRequest("/api/v3/exchangeInfo", self._site.list_weight)
+        return [RestRequest("/api/v3/exchangeInfo", self._site.list_weight)]
 
     def decode_instruments(self, body: bytes) -> list[InstrumentSpec]:
         """Decode exchangeInfo; a symbol whose filters are malformed keeps empty steps."""

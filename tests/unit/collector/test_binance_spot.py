@@ -176,22 +176,6 @@ def test_every_recorded_answer_is_read(name: str) -> None:
     assert kinds["depth"] >= 4
 
 
-def test_subscriptions_are_split_and_numbered() -> None:
-    symbols = [f"S{number}USDT" for number in range(120)]
-    frames = BINANCE.subscribe_frames(symbols, 7)
-    assert [request_id for request_id, _, _ in frames] == [7, 8, 9]
-    assert [symbol for _, part, _ in frames for symbol in part] == symbols
-    wanted: list[str] = []
-    for request_id, part, text in frames:
-        request = json.loads(text)
-        assert (request["method"], request["id"]) == ("SUBSCRIBE", request_id)
-        assert len(request["params"]) == 3 * len(part) <= 150
-        wanted += request["params"]
-    assert len(set(wanted)) == 360
-    assert wanted[:3] == ["s0usdt@depth@100ms", "s0usdt@trade", "s0usdt@bookTicker"]
-    assert BINANCE.subscribe_frames([], 1) == []
-
-
 @pytest.mark.parametrize(
     ("depth", "limit", "weight"),
     [(5, 5, 5), (100, 100, 5), (101, 101, 25), (500, 500, 25), (1000, 1000, 50), (5000, 5000, 250),
