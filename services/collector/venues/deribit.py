@@ -47,6 +47,7 @@ __all__ = ["Deribit", "DeribitBookUpdate"]
 _BOOK_PREFIX = b'{"jsonrpc":"2.0","method":"subscription","params":{"channel":"book.'
 _CHANNEL = re.compile(rb'"channel"\s*:\s*"([a-z_]+)\.([^"]*)"')
 _INSTRUMENT = re.compile(rb'"instrument_name"\s*:\s*"([^"]*)"')
+_IS_BOOK = b'"change_id"'
 _DECODE_ERRORS = (msgspec.DecodeError, UnicodeError, RecursionError, InvalidDecimalError)
 
 # No request of the collector has this number: its own begin at 1 and grow by one.
@@ -156,8 +157,9 @@ class Deribit:
         if word == "instrument":
             state = _decode_state(params.data)
             return InstrumentsChanged(f"{state.native_symbol} is {state.state}"[:160])
-        if not word:
-            raise msgspec.ValidationError("expected a channel")
+        if not word or _IS_BOOK in data:
+            # Nothing but books has change ids: the channel's name is damaged.
+            raise msgspec.ValidationError(f"expected a channel, got {params.channel[:80]!r}")
         return Ignored(params.channel[:80])
 
     @staticmethod
@@ -204,7 +206,7 @@ class Deribit:
         return MalformedFrameError(
             f"{self.exchange}: {what} in frame {data[:160]!r}",
             native[:80].decode(errors="ignore"),
-            concerns_book=word in ("book", ""),
+            concerns_book=word not in EVENT_DECODERS or _IS_BOOK in data,
         )
 
     def route_url(self, ws_url: str, route: str) -> str:

@@ -88,14 +88,24 @@ def decode_book_frame(frame: bytes) -> VenueMessage:
     """
     params = _decode_frame(frame).params
     data = params.data
-    parts = params.channel.count(".")
-    if parts > 2:
-        return _whole_book(params.channel, data)
-    # Before `type` was introduced a snapshot was told by the id that it lacks.
-    if data.previous is None or data.type == "snapshot":
+    channel = params.channel
+    native_symbol = data.native_symbol
+    end = len(native_symbol) + 5
+    if channel[:5] != "book." or channel[5:end] != native_symbol or channel[end : end + 1] != ".":
+        # Neither tells which of them is damaged; the chain of either book would notice too late.
+        raise msgspec.ValidationError(
+            f"expected the book of one instrument, got {native_symbol[:40]!r} on {channel[:80]!r}"
+        )
+    if channel.count(".") > 2:
+        return _whole_book(channel, data)
+    # Before `type` was introduced a snapshot was told by the id that it lacks. Today a change
+    # that lacks it is damaged: taken for a snapshot it would replace the book by a few levels.
+    if data.type == "snapshot" or (data.type is None and data.previous is None):
         return _snapshot(data, 0)
+    if data.previous is None:
+        raise msgspec.ValidationError("expected prev_change_id of a change, got none")
     return DeribitBookUpdate(
-        data.native_symbol,
+        native_symbol,
         data.previous,
         data.last,
         book_side(data.bids),

@@ -50,11 +50,11 @@ _OPTION = instrument_pb2.INSTRUMENT_KIND_OPTION
 
 # Seconds of silence that are still normal. A book or quote is silent while nobody changes an order,
 # which in a far option is most of the time; a ticker follows its index, which changes each second.
-_QUIET_BOOK = {_PERPETUAL: 120.0, _FUTURE: 600.0, _OPTION: 3600.0}
-_QUIET_TICKER = {_PERPETUAL: 60.0, _FUTURE: 120.0, _OPTION: 300.0}
+_QUIET_BOOK = {_PERPETUAL: 60.0, _FUTURE: 300.0, _OPTION: 3600.0}
+_QUIET_TICKER = {_PERPETUAL: 30.0, _FUTURE: 120.0, _OPTION: 300.0}
 _QUIET_SPOT = 900.0
-_QUIET_INDEX = 60.0
-_QUIET_VOLATILITY = 120.0
+_QUIET_INDEX = 30.0
+_QUIET_VOLATILITY = 60.0
 
 # The currencies whose options the venue sums up in a volatility index.
 _VOLATILITY_INDEXES = {"BTC": "btc_usd", "ETH": "eth_usd"}

@@ -79,15 +79,33 @@ def test_a_book_is_a_snapshot_then_changes() -> None:
     assert (update.first, update.checksum) == (10, 0)
 
 
-@pytest.mark.parametrize("fields", [{}, {"type": "change"}, {"type": "snapshot"}])
+@pytest.mark.parametrize("fields", [{}, {"type": "snapshot"}, {"type": None}])
 def test_what_continues_nothing_is_a_snapshot(fields: dict[str, Any]) -> None:
     message = DERIBIT.decode(push("book.BTC-PERPETUAL.raw", book('[["new",1,2]]', **fields)))
     assert isinstance(message, BookSnapshot)
 
 
+def test_a_change_that_continues_nothing_is_damaged_and_replaces_no_book() -> None:
+    with pytest.raises(MalformedFrameError, match="prev_change_id") as caught:
+        DERIBIT.decode(change('[["new",1,2]]').replace("prev_change_id", "prev_chamge_id"))
+    assert (caught.value.native_symbol, caught.value.concerns_book) == ("BTC-PERPETUAL", True)
+
+
+@pytest.mark.parametrize(
+    "channel",
+    ["book.ETH-PERPETUAL.100ms", "book.BTC-PERPETUA.100ms", "book.BTC-PERPETUAL", "boak.X.raw",
+     "book.BTC-PERPETUALS.100ms", "quotes.BTC-PERPETUAL", "boot.BTC-PERPETUAL.100ms"],
+)  # fmt: skip
+def test_a_book_on_another_channel_is_damaged(channel: str) -> None:
+    with pytest.raises(MalformedFrameError) as caught:
+        DERIBIT.decode(push(channel, book(type="change", prev_change_id=9)))
+    assert caught.value.concerns_book
+    assert caught.value.native_symbol in ("BTC-PERPETUAL", channel.split(".")[1])
+
+
 def test_a_snapshot_may_name_what_was_before_it() -> None:
     data = book('[["new",1,2]]', type="snapshot", prev_change_id=20)
-    assert isinstance(DERIBIT.decode(push("book.X.raw", data)), BookSnapshot)
+    assert isinstance(DERIBIT.decode(push("book.BTC-PERPETUAL.raw", data)), BookSnapshot)
 
 
 def test_the_first_change_of_a_book_that_was_never_told_continues_nothing_known() -> None:
