@@ -210,7 +210,8 @@ class BinanceSpot(VenueProtocol):
         ).encode()
 
     def _candle(self, event: Candle, interval: str) -> bytes:
-        if interval != "1m" and self._market is not None:
+        # One that has expired since may have events on the way.
+        if interval != "1m" and self._market is not None and event.symbol in self._market.symbols:
             minutes = self._market.candles(event.symbol, minutes_of(interval) + 1)
             known = [minute for minute in minutes if minute.open_us < event.open_us]
             event = fold([*known, event], interval)[-1]
@@ -233,7 +234,7 @@ class BinanceSpot(VenueProtocol):
             return write(event)
         # What tells of all symbols is sent when it is the first one's turn.
         symbols = list(self._market.symbols)
-        if event.symbol != symbols[0]:
+        if not symbols or event.symbol != symbols[0]:
             return None
         return b"[%b]" % b",".join([write(self._market.ticker(symbol)) for symbol in symbols])
 

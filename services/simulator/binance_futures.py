@@ -69,6 +69,7 @@ _TRADES = ("@trade", "@aggTrade")
 _PATHS = ("/stream", "/ws", "/ws/{streams:.*}")
 _ROUTES = ("public", "market", "private")
 _PUBLIC = ("depth", "rpiDepth", "bookTicker", "trade")
+_PARTIAL_DEPTHS = ("depth5", "depth10", "depth20")
 _REFERENCE = ("markPrice", "indexPrice", "forceOrder", "contractInfo")
 
 
@@ -92,7 +93,7 @@ class UsdMSettings(FuturesSettings):
 
     unrouted: Literal["all", "public", "refused"] = "all"
     """What the old addresses `/stream` and `/ws` serve: every stream, only those of `/public`
-    (the others are acknowledged and silent, as at the venue since 2026-04), or nothing: 404."""
+    (the others are acknowledged and silent, as at the venue since 2026-04), or nothing: 400."""
 
 
 class FuturesVariant(NamedTuple):
@@ -180,6 +181,10 @@ class BinanceFuturesProtocol(VenueProtocol):
         listed = self._market.symbols
         return {name: told for name, told in self._contracts.items() if name not in listed}
 
+    def _learn(self, event: InstrumentChange) -> None:
+        # What is told of it must still be written when it is gone.
+        self._contracts[event.symbol] = contract_of(event.spec, event.time_us)
+
     def rest_routes(self, venue: "SimulatedVenue") -> list[web.RouteDef]:
         """`/fapi/v1/...` or `/dapi/v1/...`, and `/futures/data/...`."""
         self.contracts()
@@ -253,6 +258,8 @@ class BinanceFuturesProtocol(VenueProtocol):
             if kept is None:
                 kept = self.aggregates[event.symbol] = deque(maxlen=_AGGREGATES_KEPT)
             kept.append(cast("AggregateTrade", event))
+        elif kind is InstrumentChange:
+            self._learn(cast("InstrumentChange", event))
         suffixes = _SUFFIXES.get(kind)
         if suffixes is None:
             return ()
@@ -316,7 +323,8 @@ class BinanceFuturesProtocol(VenueProtocol):
     def _candle(self, event: Candle, stream: str) -> bytes:
         interval = stream.rpartition("_")[2]
         candle = event
-        if interval != "1m":
+        # One that has expired since may have events on the way.
+        if interval != "1m" and event.symbol in self._market.symbols:
             minutes = self._market.candles(event.symbol, minutes_of(interval) + 1)
             known = [minute for minute in minutes if minute.open_us < event.open_us]
             candle = fold([*known, event], interval)[-1]
@@ -355,7 +363,7 @@ class BinanceFuturesProtocol(VenueProtocol):
 
     def _marked(self, event: MarkPrice) -> bytes:
         funding = None
-        if self.contract(event.symbol).perpetual:
+        if self.contract(event.symbol).perpetual and event.symbol in self._market.symbols:
             funding = self._market.funding_rate(event.symbol)
         return self.frames.mark(event, funding)
 
@@ -426,8 +434,8 @@ class BinanceUsdM(BinanceFuturesProtocol):
             if cast("UsdMSettings", self.venue.settings).unrouted == "all":
                 return True
             route = "public"
-        kind = _kind(stream)
-        public = kind.startswith(_PUBLIC) and not kind.startswith("tradeSession")
+        name = _kind(stream).partition("@")[0]
+        public = name in _PUBLIC or name.startswith(_PARTIAL_DEPTHS)
         return route == ("public" if public else "market")
 
 

@@ -4,7 +4,8 @@ On `@trade` the venue also tells what its insurance fund took over and what was 
 deleveraging. Those trades use up an id, and belong to no candle, aggregate trade or list of trades.
 """
 
-from typing import NamedTuple, TypeVar, cast
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar, cast
 
 from services.simulator.generated import GeneratedMarket
 from services.simulator.market import AggregateTrade, Candle, Event, Ticker, Trade
@@ -58,10 +59,7 @@ class FuturesMarket(GeneratedMarket):
 
     def liquidations(self, symbol: str, limit: int) -> list[Liquidation]:
         """Return the last `limit` liquidations, oldest first."""
-        return [
-            known._replace(trade_id=_number(known.trade_id))
-            for known in super().liquidations(symbol, limit)
-        ]
+        return [_liquidation(known) for known in super().liquidations(symbol, limit)]
 
 
 def _number(trade_id: int) -> int:
@@ -92,15 +90,19 @@ def _spanned(event: _Spanned) -> _Spanned:
     )
 
 
+def _liquidation(event: Liquidation) -> Liquidation:
+    return event._replace(trade_id=_number(event.trade_id))
+
+
+_RENUMBER: dict[type, Callable[[Any], Event]] = {
+    Trade: _trade,
+    AggregateTrade: _spanned,
+    Candle: _spanned,
+    Ticker: _spanned,
+    Liquidation: _liquidation,
+}
+
+
 def _numbered(event: Event) -> Event:
-    if isinstance(event, Trade):
-        return _trade(event)
-    if isinstance(event, AggregateTrade):
-        return _spanned(event)
-    if isinstance(event, Candle):
-        return _spanned(event)
-    if isinstance(event, Ticker):
-        return _spanned(event)
-    if isinstance(event, Liquidation):
-        return event._replace(trade_id=_number(event.trade_id))
-    return event
+    renumber = _RENUMBER.get(type(event))
+    return event if renumber is None else renumber(event)
