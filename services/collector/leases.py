@@ -279,7 +279,7 @@ class LeaseManager:
             removed=member.removed,
             renew_time=self._renew_time,
             suspended=self._suspended,
-            problem=self._problem or member.problem,
+            problem=self._problem,
         )
 
     def collect(self) -> Iterable[Metric]:
@@ -379,6 +379,7 @@ class LeaseManager:
                 conflicts = 0
                 member.on_stored(write, revision, now=self._clock())
                 self._settle()
+            self._tell(member.problem)
             if member.has_left:
                 self._left.set()
             elif member.needs_read:
@@ -413,7 +414,6 @@ class LeaseManager:
         if until > self._renewed_until:
             self._renew_time = time.time_ns()
         self._renewed_until = until
-        self._tell("")
         self._emit()
 
     def _emit(self) -> None:
@@ -470,5 +470,5 @@ class LeaseManager:
     def _tell(self, problem: str) -> None:
         if problem != self._problem:
             if problem:
-                self._log.warning("leases cannot be renewed", error=problem)
+                self._log.warning("leases are not kept", error=problem)
             self._problem = problem

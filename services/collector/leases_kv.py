@@ -8,14 +8,15 @@ Reference: https://github.com/nats-io/nats-architecture-and-design (ADR-8)
 """
 
 import asyncio
+import contextlib
 import json
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from services.broker.settings import BucketSettings
 from services.broker.streams import bucket_config
-from services.shared.errors import Aborted
+from services.shared.errors import Aborted, Unknown
 from services.shared.jetstream import (
     Connection,
     ConnectionLost,
@@ -84,7 +85,8 @@ class RecordStore:
         self._inbox = f"{connection.inbox}.w.{secrets.token_hex(4)}"
         connection.subscribe(f"{self._inbox}.*", self._on_answer)
         connection.subscribe(self._subject, self._on_change)
-        await self._ensure_bucket()
+        with _as_documented():
+            await self._ensure_bucket()
 
     def close(self) -> None:
         """End the connection."""
@@ -96,9 +98,10 @@ class RecordStore:
 
         Raises `ConnectionLost`, `NoResponders`, `TimeoutError` or `JetStreamError`.
         """
-        message = await last_message(
-            self.connection, self._stream, self._subject, timeout=self._timeout
-        )
+        with _as_documented():
+            message = await last_message(
+                self.connection, self._stream, self._subject, timeout=self._timeout
+            )
         if message is None:
             return None, 0
         deleted = message.headers.get("KV-Operation") in _DELETED
@@ -159,11 +162,21 @@ class RecordStore:
         self._on_hint(payload)
 
 
+@contextlib.contextmanager
+def _as_documented() -> Iterator[None]:
+    """Turn what an answer is not into an error that says so."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Unknown(f"JetStream answers what was not expected: {error!r}") from error
+
+
 def _stored_as(answer: bytes) -> int:
-    result = json.loads(answer)
-    error = result.get("error")
-    if error is None:
-        return int(result["seq"])
+    with _as_documented():
+        result = json.loads(answer)
+        error = result.get("error")
+        if error is None:
+            return int(result["seq"])
     refusal = JetStreamError("the leases cannot be stored", error)
     if refusal.code in _WRONG_LAST_SEQUENCE:
         raise RecordChanged(refusal.description) from refusal

@@ -481,6 +481,8 @@ class LeaseMember:
             elif group.settled and not self._leaving:
                 desired = self._desired(group, exchange)
                 for slot, owner in enumerate(slots.owners):
+                    if slot in self._yielding[exchange]:
+                        continue  # what is given up is given up first, and then taken anew
                     if owner in (FREE, DIED) and desired[slot] == self.name:
                         takes[slot] = self.name
                         if owner == DIED:

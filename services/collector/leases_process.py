@@ -2,8 +2,8 @@
 
 A process that was killed has stopped publishing for certain; its slots need not wait for the
 lease. That is only told where it is beyond doubt: the same boot of the same machine, the same
-namespace of process ids (not another container), and no process with that id that was started at
-that time. Everywhere else (other machines, other systems than Linux) the lease decides.
+namespaces of process ids and of time (not another container), and no process with that id that was
+started at that time. Everywhere else (other machines, other systems than Linux) the lease decides.
 """
 
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 __all__ = ["has_ended", "this_process"]
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-_NAMESPACE = Path("/proc/self/ns/pid")
+_NAMESPACES = (Path("/proc/self/ns/pid"), Path("/proc/self/ns/time"))
 _START_TIME = 18  # among the fields behind the state, see proc_pid_stat(5)
 
 
@@ -42,7 +42,9 @@ def has_ended(process: str) -> bool:
 
 
 def _place() -> str:
-    return f"{_BOOT_ID.read_text().strip()}:{_NAMESPACE.readlink()}"
+    # A kernel before 5.6 has no namespaces of time.
+    spaces = [str(link.readlink()) for link in _NAMESPACES if link.is_symlink()]
+    return ":".join([_BOOT_ID.read_text().strip(), *spaces])
 
 
 def _start_time(pid: int) -> int:

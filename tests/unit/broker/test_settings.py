@@ -7,7 +7,7 @@ from marketprism.market.v1 import market_event_pb2
 from pydantic import ValidationError
 
 from services.broker.settings import BrokerSettings, StreamSettings, load_broker_settings
-from services.broker.streams import stream_config
+from services.broker.streams import bucket_config, stream_config
 from services.shared.errors import ConfigError
 
 ONE = {"T": {"subjects": ["market.trade.>"]}}
@@ -72,6 +72,7 @@ def test_sizes_and_times_have_units() -> None:
         ({"T": {"subjects": ["a"], "max_age": "10s"}}, "duplicate_window of at most max_age"),
         ({"T": {"subjects": ["a"], "retention": "limits"}}, "Extra inputs"),
         ({"a.b": {"subjects": ["a"]}}, "stream names of at most 64"),
+        ({"KV_A": {"subjects": ["a"]}}, "not beginning with KV_"),
         ({"T": {"subjects": ["a"], "max_bytes": "1TiB"}}, "max_storage of at least"),
         (
             {"T": {"subjects": ["market.>"]}, "U": {"subjects": ["market.trade.*"]}},
@@ -121,3 +122,30 @@ def test_what_jetstream_is_told() -> None:
     assert config["max_bytes"] == config["max_msgs"] == -1
     assert config["duplicate_window"] == 120_000_000_000
     assert config["allow_batched"], "expected what the publisher's order rests on"
+
+
+def test_what_jetstream_is_told_of_a_bucket() -> None:
+    settings = load_broker_settings()
+    config = bucket_config("COLLECTOR_LEASES", settings.buckets["COLLECTOR_LEASES"], 3)
+    assert (config["name"], config["subjects"]) == (
+        "KV_COLLECTOR_LEASES",
+        ["$KV.COLLECTOR_LEASES.>"],
+    )
+    assert (config["num_replicas"], config["max_msgs_per_subject"]) == (3, 1)
+    assert config["storage"] == "file", "expected a restart of the broker to lose no lease"
+    assert "KV_COLLECTOR_LEASES" in settings.stream_names
+
+
+@pytest.mark.parametrize(
+    ("bucket", "message"),
+    [
+        ({"a.b": {}}, "bucket names of at most 64"),
+        ({"A": {"history": 65}}, "less than or equal to 64"),
+        ({"A": {"max_bytes": "1TiB"}}, "max_storage of at least"),
+    ],
+)
+def test_a_bucket_that_is_wrong_is_refused(
+    bucket: dict[str, dict[str, object]], message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message):
+        BrokerSettings.model_validate({"streams": ONE, "buckets": bucket})
