@@ -6,7 +6,7 @@ the one before. Numbers are JSON numbers and are read from their text.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -241,29 +241,7 @@ class Deribit:
         """Make public/unsubscribe requests; the answer lists the channels ended."""
         return deribit_streams.requests("public/unsubscribe", topics, first_request_id)
 
-    def subscribe_frames(
-        self, native_symbols: Iterable[str], first_request_id: int
-    ) -> list[tuple[int, Sequence[str], str]]:
-        """Subscribe to the books, trades and best offers of these instruments."""
-        symbols = list(native_symbols)
-        frames: list[tuple[int, Sequence[str], str]] = []
-        per_request = deribit_streams.MOST_CHANNELS // 3
-        for start in range(0, len(symbols), per_request):
-            part = symbols[start : start + per_request]
-            channels = [
-                channel
-                for symbol in part
-                for channel in (f"book.{symbol}.100ms", f"trades.{symbol}.100ms", f"quote.{symbol}")
-            ]
-            request = self.subscribe(channels, first_request_id + len(frames))[0]
-            frames.append((request.request_id, part, request.frame))
-        return frames
-
     # REST
-
-    def instruments_request(self) -> RestRequest:
-        """GET public/get_instruments of one kind; the others answer in the same form."""
-        return self.instrument_requests()[0]
 
     def instrument_requests(self) -> list[RestRequest]:
         """GET public/get_instruments of all currencies, one request a kind."""

@@ -573,7 +573,6 @@ def test_a_list_of_2021_has_fewer_fields() -> None:
 
 def test_instruments_are_asked_for_by_kind() -> None:
     requests = DERIBIT.instrument_requests()
-    assert DERIBIT.instruments_request() in requests
     assert {request.path for request in requests} == {"/api/v2/public/get_instruments"}
     assert [request.query["kind"] for request in requests] == ["future", "option", "spot"]
     assert sum(request.weight for request in requests) <= DERIBIT.rest_pool.limit
