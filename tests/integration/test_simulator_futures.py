@@ -530,7 +530,8 @@ async def test_the_listing_is_what_the_adapter_expects(
             spec = specs[name]
             assert (spec.base, spec.quote, spec.trading) == (listed.base, listed.quote, True)
             assert Decimal(spec.tick_size) * 10**8 == listed.tick
-            assert Decimal(spec.lot_size) * 10**8 == listed.lot
+            # Of inverse contracts in the quote currency, as all their quantities.
+            assert Decimal(spec.lot_size) * 10**16 == listed.lot * listed.contract_size
             assert spec.settlement == listed.settlement
             assert spec.expiry_time == (listed.expiry_us or 0) * 1000
         names = [spec.symbol for spec in specs.values()]
