@@ -400,6 +400,8 @@ class InstrumentFeed:
                     begin=now - status.outage_ms * 1_000_000, previous=self._begun,
                 )  # fmt: skip
                 self._begun = ""
+        elif status.reason == pb.ORDER_BOOK_REASON_INSTRUMENT_CHANGED and not self.lanes.names:
+            pass  # the end: told as such
         elif status.state == pb.ORDER_BOOK_STATE_STALE:
             self._silent = self._record(
                 integrity.INTEGRITY_KIND_SILENT, status.reason, status.detail, now

@@ -81,6 +81,9 @@ class Roster:
         self._shared: dict[str, Subscription] = {}
         self._wake = asyncio.Event()
         self._refresh = False
+        self._asked = 0
+        self._applied = 0
+        self._done = asyncio.Event()
         self._problems: set[str] = set()
         self._log = structlog.get_logger(exchange=exchange)
 
@@ -95,9 +98,26 @@ class Roster:
         self._refresh = True
         self._wake.set()
 
-    def share(self) -> None:
-        """Look again at which instruments are ours."""
+    async def share(self) -> None:
+        """Look again at which instruments are ours; returns when that is so."""
+        self._asked += 1
+        asked = self._asked
         self._wake.set()
+        while self.ready and self._applied < asked:
+            self._done.clear()
+            await self._done.wait()
+
+    def give_up(self, is_lost: Callable[[str], bool], *, told: bool = False) -> None:
+        """Let go of instruments at once, without waiting for the owner of changes.
+
+        Nothing more is told of them, because somebody else may tell of them already, unless `told`
+        says that the end may still be.
+        """
+        now = time.time_ns()
+        for feed in [feed for feed in self.feeds.values() if is_lost(feed.spec.symbol)]:
+            if not told:
+                feed.book.mute()
+            self._retire(feed.spec, now)
 
     async def run(self) -> None:
         """Keep up with the venue's list."""
@@ -200,6 +220,7 @@ class Roster:
 
     async def _apply(self) -> None:
         """Make feeds and subscriptions equal to what is listed and ours."""
+        asked = self._asked
         wanted = {name: spec for name, spec in self.listed.items() if self._shares(spec.symbol)}
         gone = [
             feed.spec
@@ -217,6 +238,8 @@ class Roster:
         self._share_out()
         polls = self._adapter.polls([feed.spec for feed in self.feeds.values()], self._selection)
         self.on_change(polls, [spec.symbol for spec in gone])
+        self._applied = asked
+        self._done.set()
         if new or gone:
             self._log.info(
                 "instruments", collected=len(self.feeds), added=len(new), removed=len(gone)
@@ -224,7 +247,7 @@ class Roster:
 
     def _retire(self, spec: InstrumentSpec, now: int) -> None:
         feed = self.feeds.pop(spec.native_symbol)
-        del self.by_symbol[spec.symbol]
+        self.by_symbol.pop(spec.symbol, None)
         self._requests.cancel(spec.native_symbol)
         self._pool.remove(each.topic for each in self._subscriptions.pop(spec.native_symbol, ()))
         listed = spec.native_symbol in self.listed
@@ -253,6 +276,9 @@ class Roster:
         async def make(spec: InstrumentSpec) -> None:
             async with slots:
                 epoch, trade_id = await self._floors(spec)
+            if not self._shares(spec.symbol):
+                # Lost again while the broker was asked.
+                return
             feed = InstrumentFeed(
                 spec,
                 self._adapter,
@@ -281,13 +307,18 @@ class Roster:
             for spec in specs:
                 group.create_task(make(spec))
         for spec in specs:
+            if spec.native_symbol not in self.feeds:
+                continue
             subscriptions = self._adapter.subscriptions(spec, self._selection)
             self._subscriptions[spec.native_symbol] = subscriptions
             self._pool.add(subscriptions)
 
     def _share_out(self) -> None:
-        """Subscribe to what concerns several of the instruments, as long as one of them is here."""
-        specs = [feed.spec for feed in self.feeds.values()]
+        """Subscribe to what concerns several instruments, or an index, whoever collects them.
+
+        What it tells is published by who collects the instrument, and an index has an owner too.
+        """
+        specs = list(self.listed.values())
         wanted = {
             each.topic: each for each in self._adapter.shared_subscriptions(specs, self._selection)
         }

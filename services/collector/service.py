@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,6 +22,7 @@ from services.collector.recording import Recorder
 from services.collector.rest import RestClient
 from services.collector.servicer import CollectorServicer
 from services.collector.settings import CollectorSettings
+from services.collector.sharing import Sharing
 from services.collector.status import status_message
 from services.collector.synchroniser import SnapshotPolicy
 from services.collector.venue import Venue
@@ -53,6 +54,19 @@ class CollectorService(BaseService):
         self.venues: list[Venue] = []
         self._start_time = time.time_ns()
         self._recorder: Recorder | None = None
+        enabled = [name for name, each in settings.exchanges.items() if each.enabled]
+        self._sharing = (
+            Sharing(
+                mesh.nats.url,
+                settings.collector_id,
+                enabled,
+                settings.leases,
+                self.venues,
+                self.spawn,
+            )
+            if settings.leases.enabled
+            else None
+        )
         limits = OutboxLimits(
             messages=settings.buffer.messages, bytes=settings.buffer.megabytes * 1024 * 1024
         )
@@ -65,7 +79,11 @@ class CollectorService(BaseService):
             on_connection=self._on_broker,
             on_dropped=self._on_dropped,
             on_rejected=self._on_rejected,
+            may_send=self._sharing.may_publish if self._sharing is not None else None,
         )
+        if self._sharing is not None:
+            self._sharing.publisher = self.publisher
+            self.metrics.registry.register(self._sharing.manager)
         self.metrics.registry.register(self.publisher)
         self._stored = Progress()
         self._ledger = Ledger(
@@ -135,6 +153,7 @@ class CollectorService(BaseService):
                     policy,
                     self.spawn,
                     self._recorder,
+                    self._shares(exchange),
                 )
             )
         self.metrics.registry.register(VenueMetrics(self.venues, self._recorder))
@@ -147,13 +166,20 @@ class CollectorService(BaseService):
                 now=self._start_time,
             )
             self.spawn(venue.run(), venue.exchange)
+        if self._sharing is not None:
+            self.spawn(self._sharing.manager.run(), "leases")
+            stack.push_async_callback(self._sharing.leave)
         self.spawn(self._heartbeat(), "heartbeat")
 
     def register(self, server: grpc.aio.Server) -> None:
         """Add the servicer."""
         pb_grpc.add_CollectorServiceServicer_to_server(
             CollectorServicer(
-                self.settings.collector_id, self._start_time, self.venues, self.publisher
+                self.settings.collector_id,
+                self._start_time,
+                self.venues,
+                self.publisher,
+                self._sharing,
             ),
             server,
         )
@@ -176,6 +202,19 @@ class CollectorService(BaseService):
             )
         for venue in self.venues:
             result[venue.exchange] = _venue_health(venue)
+        if self._sharing is not None:
+            leases = self._sharing.manager.status()
+            held: dict[str, Any] = {
+                "members": list(leases.members),
+                "held": leases.held,
+                "total": leases.total,
+            }
+            problem = leases.problem or ("not renewed in time" if leases.suspended else "")
+            result["leases"] = (
+                DependencyStatus.degraded(problem, **held)
+                if problem
+                else DependencyStatus.healthy("", **held)
+            )
         if self._recorder is not None:
             recorder = self._recorder
             recorded: dict[str, Any] = {"frames": recorder.frames, "dropped": recorder.dropped}
@@ -187,6 +226,12 @@ class CollectorService(BaseService):
         return result
 
     # Inside
+
+    def _shares(self, exchange: str) -> Callable[[str], bool]:
+        sharing = self._sharing
+        if sharing is None:
+            return lambda _: True
+        return lambda symbol: sharing.shares(exchange, symbol)
 
     async def _close_publisher(self) -> None:
         now = time.time_ns()
@@ -210,7 +255,11 @@ class CollectorService(BaseService):
         subject = f"collector.heartbeat.{self.settings.collector_id}"
         while True:
             message = status_message(
-                self.settings.collector_id, self._start_time, self.venues, self.publisher
+                self.settings.collector_id,
+                self._start_time,
+                self.venues,
+                self.publisher,
+                self._sharing,
             )
             publisher = message.publisher
             self._stored.observe(
@@ -277,6 +326,8 @@ def _venue_health(venue: Venue) -> DependencyStatus:
     }
     if not venue.ready:
         return DependencyStatus.degraded(venue.detail, **facts)
+    if not venue.feeds:
+        return DependencyStatus.healthy("others collect all of its instruments", **facts)
     if connected == 0:
         error = next((each.last_error for each in venue.connections if each.last_error), "")
         return DependencyStatus.degraded(f"no connection: {error}", **facts)

@@ -9,6 +9,7 @@ from marketprism.collector.v1 import collector_service_pb2 as pb
 from marketprism.collector.v1 import collector_service_pb2_grpc as pb_grpc
 from marketprism.market.v1 import order_book_pb2 as book_pb
 
+from services.collector.sharing import Sharing
 from services.collector.status import instrument_state, status_message
 from services.collector.venue import Venue
 from services.shared.errors import NotFound
@@ -24,18 +25,26 @@ class CollectorServicer(pb_grpc.CollectorServiceServicer):
     """See `CollectorService` in proto/marketprism/collector/v1."""
 
     def __init__(
-        self, collector_id: str, start_time: int, venues: list[Venue], publisher: Publisher
+        self,
+        collector_id: str,
+        start_time: int,
+        venues: list[Venue],
+        publisher: Publisher,
+        sharing: Sharing | None = None,
     ) -> None:
         self._collector_id = collector_id
         self._start_time = start_time
         self._venues = venues
         self._publisher = publisher
+        self._sharing = sharing
 
     async def GetStatus(  # noqa: N802 - named by the contract
         self, request: pb.GetStatusRequest, context: Context
     ) -> pb.GetStatusResponse:
         """Answer with the whole state."""
-        return status_message(self._collector_id, self._start_time, self._venues, self._publisher)
+        return status_message(
+            self._collector_id, self._start_time, self._venues, self._publisher, self._sharing
+        )
 
     async def ListInstrumentStates(  # noqa: N802 - named by the contract
         self, request: pb.ListInstrumentStatesRequest, context: Context

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from marketprism.market.v1 import common_pb2
 from pydantic import Field
 
+from services.collector.leases import LeaseSettings
 from services.collector.venues.base import Selection
 from services.shared.settings import SettingsModel
 
@@ -195,3 +196,6 @@ class CollectorSettings(SettingsModel):
 
     recording: RecordingSettings = RecordingSettings()
     """Recording."""
+
+    leases: LeaseSettings = LeaseSettings()
+    """Sharing instruments with other collectors."""

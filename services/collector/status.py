@@ -7,6 +7,7 @@ from marketprism.market.v1 import common_pb2
 
 from services.collector.connection import VenueConnectionTask
 from services.collector.feed import InstrumentFeed
+from services.collector.sharing import Sharing
 from services.collector.venue import Venue
 from services.shared.publisher import Publisher
 
@@ -14,7 +15,11 @@ __all__ = ["instrument_state", "status_message"]
 
 
 def status_message(
-    collector_id: str, start_time: int, venues: list[Venue], publisher: Publisher
+    collector_id: str,
+    start_time: int,
+    venues: list[Venue],
+    publisher: Publisher,
+    sharing: Sharing | None = None,
 ) -> pb.GetStatusResponse:
     """Build the whole state of this collector."""
     status = publisher.status
@@ -34,6 +39,8 @@ def status_message(
         ),
     )
     message.start_time.FromNanoseconds(start_time)
+    if sharing is not None:
+        message.leases.CopyFrom(sharing.message())
     states = Counter(feed.book.state for venue in venues for feed in venue.feeds.values())
     for state, count in sorted(states.items()):
         message.book_states.add(state=state, count=count)

@@ -91,6 +91,7 @@ class Venue:
         self._ledger = ledger
         self._spawn = spawn
         self._recorder = recorder
+        self._shares = shares
         self._log = structlog.get_logger(exchange=exchange)
         self._disconnections: dict[str, tuple[str, int]] = {}
         self._silent: dict[tuple[str, int], tuple[str, int]] = {}
@@ -291,7 +292,8 @@ class Venue:
     def _on_observation(
         self, connection: VenueConnectionTask, message: Observation, now: int
     ) -> None:
-        self.tape.on_observation(message, now)
+        if not message.symbol or self._shares(message.symbol):
+            self.tape.on_observation(message, now)
 
     def _on_book_message(
         self, connection: VenueConnectionTask, message: BookSnapshot | BookHeartbeat, now: int
@@ -529,7 +531,8 @@ class Venue:
 
     def _on_poll(self, poll: Poll, body: bytes, received: int) -> None:
         for observation in self._adapter.decode_poll(body, poll):
-            self.tape.on_observation(observation, received)
+            if not observation.symbol or self._shares(observation.symbol):
+                self.tape.on_observation(observation, received)
 
     def _on_poll_failed(self, poll: Poll, error: Exception) -> None:
         if isinstance(error, RateLimitedError):

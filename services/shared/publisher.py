@@ -89,6 +89,9 @@ class Publisher:
     - `on_rejected(subject, message_id, reason)` when a message was not taken or can never be
       stored; `reason` is `BUFFER_FULL`, `TOO_LARGE`, `INVALID_SUBJECT` or `INVALID_MESSAGE_ID`.
 
+    `may_send()` is asked before anything is sent: while it is false messages wait as they do for a
+    broker that is away. Who makes it true again calls `resume`.
+
     It is a Prometheus collector too: `registry.register(publisher)`.
     """
 
@@ -101,6 +104,7 @@ class Publisher:
         on_connection: Callable[[bool, str], None] | None = None,
         on_dropped: Callable[[str, int], None] | None = None,
         on_rejected: Callable[[str, str, str], None] | None = None,
+        may_send: Callable[[], bool] | None = None,
     ) -> None:
         self._urls = server_urls(url)
         self._name = name
@@ -108,6 +112,7 @@ class Publisher:
         self._on_connection = on_connection
         self._on_dropped = on_dropped
         self._on_rejected = on_rejected
+        self._may_send = may_send
         self._log = get_logger(publisher=name)
         self._outbox = Outbox(self._options.limits, self._key_dropped)
         self._routes = Routes()
@@ -145,10 +150,24 @@ class Publisher:
 
     async def drain(self, timeout: float) -> bool:  # noqa: ASYNC109
         """Wait until everything published is stored; False when that is not so in `timeout` s."""
+        return await self._wait_until(
+            lambda: not (self._outbox.messages or self._routes.in_flight), timeout
+        )
+
+    async def settle(self, timeout: float) -> bool:  # noqa: ASYNC109
+        """Wait until all that was published before now is stored; False when not in `timeout` s."""
+        last = Entry("", b"", "").order
+
+        def stored() -> bool:
+            return all(entry.order > last for lane in self._routes for entry in lane.waiting())
+
+        return await self._wait_until(stored, timeout)
+
+    async def _wait_until(self, condition: Callable[[], bool], seconds: float) -> bool:
         self._draining += 1
         try:
-            async with asyncio.timeout(timeout):
-                while self._outbox.messages or self._routes.in_flight:
+            async with asyncio.timeout(seconds):
+                while not condition():
                     self._settled.clear()
                     if self._session is not None:
                         self._session.urgent = True
@@ -199,6 +218,15 @@ class Publisher:
         if self._outbox.needs_sweep:
             self._routes.sweep(self._outbox)
         return taken
+
+    def resume(self) -> None:
+        """Send what waits: `may_send` is true again."""
+        if self._session is not None:
+            self._session.schedule()
+
+    def discard(self, concerns: Callable[[str], bool]) -> int:
+        """Let go of what was never sent to the subjects that `concerns` names; give the count."""
+        return sum(lane.discard(self._outbox, concerns) for lane in self._routes)
 
     def tell(self, subject: str, payload: bytes) -> bool:
         """Send to whoever listens right now, unstored and unbuffered; False while unconnected."""
@@ -323,6 +351,7 @@ class Publisher:
             name=self._name,
             on_stored=self._stored,
             on_refused=self._entry_refused,
+            may_send=self._may_send,
         )
         try:
             await session.open()

@@ -176,3 +176,18 @@ class Lane:
             else:
                 alive.append(entry)
         self.buffer = alive
+
+    def discard(self, outbox: Outbox, concerns: Callable[[str], bool]) -> int:
+        """Let go of what was never sent to the subjects that `concerns` names; give the count."""
+        alive: deque[Entry] = deque()
+        count = 0
+        for entry in self.buffer:
+            if entry.is_dropped:
+                outbox.remove_dropped(entry)
+            elif concerns(entry.subject):
+                outbox.remove(entry)
+                count += 1
+            else:
+                alive.append(entry)
+        self.buffer = alive
+        return count

@@ -39,7 +39,8 @@ class PublishSession:
     """The publisher's work on one live connection.
 
     `on_stored()` is called after messages became known to be stored, `on_refused(entry)` for one
-    that the server will never take.
+    that the server will never take. While `may_send()` is false nothing new is sent; who makes it
+    true again calls `schedule`.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class PublishSession:
         name: str,
         on_stored: Callable[[], None],
         on_refused: Callable[[Entry], None],
+        may_send: Callable[[], bool] | None = None,
     ) -> None:
         self.connection = connection
         self.urgent = False
@@ -63,6 +65,7 @@ class PublishSession:
         self._counts = counts
         self._on_stored = on_stored
         self._on_refused = on_refused
+        self._may_send = may_send
         self._name = name
         self._log = get_logger(publisher=name)
         self._loop = asyncio.get_running_loop()
@@ -130,7 +133,7 @@ class PublishSession:
     def _flush(self) -> None:
         self._flush_handle = None
         connection = self.connection
-        if connection.is_closed:
+        if connection.is_closed or (self._may_send is not None and not self._may_send()):
             return
         lanes = [lane for lane in self._routes.lanes.values() if lane.ready and lane.has_waiting]
         if not lanes:
