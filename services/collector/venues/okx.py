@@ -36,6 +36,7 @@ from services.collector.venues.okx_common import DECODE_ERRORS
 from services.collector.venues.okx_instruments import infer_spec
 from services.collector.venues.okx_market import BOOK_CHANNELS, OkxBookUpdate, market_decoders
 from services.collector.venues.okx_observations import observation_decoders
+from services.collector.venues.okx_v3 import decode_table
 
 __all__ = ["Okx", "OkxBookUpdate"]
 
@@ -73,7 +74,7 @@ _decode_any = msgspec.json.Decoder().decode
 
 
 class Okx:
-    """Adapter of OKX v5; see `VenueAdapter`.
+    """Adapter of OKX v5, and of recordings of v3; see `VenueAdapter`.
 
     `option_families` are the families whose options are listed: OKX lists them by family only.
     """
@@ -132,7 +133,7 @@ class Okx:
         if answer is not None:
             return answer
         if "table" in message:
-            return Ignored(f"v3 {message['table']}"[:80])
+            return decode_table(str(message["table"]), data)
         wrapped = message.get("message")
         if "localTimestamp" in message and isinstance(wrapped, dict) and "arg" in wrapped:
             # Recordings of Tardis put the frame beside their own time.

@@ -5,6 +5,7 @@ from bisect import bisect_left, insort
 from collections.abc import Sequence
 from decimal import Decimal
 from itertools import chain, zip_longest
+from math import inf
 from typing import TypeAlias
 
 from services.shared.decimals import canonical_decimal
@@ -43,13 +44,16 @@ _ASK_KEYS = _Keys(descending=False)
 class _Side:
     """One side's levels in the venue's own spelling, in order as soon as they are asked for."""
 
-    __slots__ = ("_keys", "_order", "_pending", "_texts")
+    __slots__ = ("_best", "_edge", "_keys", "_order", "_pending", "_texts")
 
     def __init__(self, keys: _Keys) -> None:
         self._keys = keys
         self._order: list[_Key] = []
         self._texts: dict[_Key, str] = {}
         self._pending: dict[str, str] = {}
+        # The best levels and the key of the last of them, while nothing has changed there.
+        self._best: list[str] | None = None
+        self._edge: _Key = inf
 
     def replace(self, levels: Sequence[tuple[str, str]]) -> None:
         keys = self._keys
@@ -58,6 +62,7 @@ class _Side:
             keys[price]: f"{price}:{size}" for price, size in levels if not _is_zero(size)
         }
         self._order = sorted(self._texts)
+        self._best = None
 
     def apply(self, levels: Sequence[tuple[str, str]]) -> None:
         # A checksum that nobody asks for (the venue sends 0 today) costs no more than this.
@@ -65,16 +70,23 @@ class _Side:
         if len(self._pending) > _MOST_PENDING:
             self._settle()
 
-    def best(self) -> list[str]:
+    def best(self) -> tuple[list[str], bool]:
+        """Give the best levels, and whether they are what they were when last asked for."""
         if self._pending:
             self._settle()
-        texts = self._texts
-        return [texts[key] for key in self._order[:_LEVELS]]
+        if self._best is not None:
+            return self._best, True
+        order = self._order[:_LEVELS]
+        self._best = list(map(self._texts.__getitem__, order))
+        self._edge = order[-1] if len(order) == _LEVELS else inf
+        return self._best, False
 
     def _settle(self) -> None:
-        keys, order, texts = self._keys, self._order, self._texts
+        keys, order, texts, edge = self._keys, self._order, self._texts, self._edge
         for price, size in self._pending.items():
             key = keys[price]
+            if key <= edge:
+                self._best = None
             if size == "0" or (size[0] in "0-." and _is_zero(size)):
                 if texts.pop(key, None) is not None:
                     del order[bisect_left(order, key)]
@@ -101,6 +113,7 @@ class OkxChecksum:
     def __init__(self) -> None:
         self._bids = _Side(_BID_KEYS)
         self._asks = _Side(_ASK_KEYS)
+        self._value = 0
 
     def replace(self, bids: Sequence[tuple[str, str]], asks: Sequence[tuple[str, str]]) -> None:
         """Take a snapshot in place of everything."""
@@ -116,7 +129,10 @@ class OkxChecksum:
 
     def value(self) -> int:
         """Compute the checksum of the book as it stands."""
-        bids, asks = self._bids.best(), self._asks.best()
+        bids, same_bids = self._bids.best()
+        asks, same_asks = self._asks.best()
+        if same_bids and same_asks:
+            return self._value
         if len(bids) == len(asks):
             levels = [""] * (2 * len(bids))
             levels[::2] = bids
@@ -125,4 +141,5 @@ class OkxChecksum:
             ranks = chain.from_iterable(zip_longest(bids, asks))
             levels = [level for level in ranks if level is not None]
         crc = zlib.crc32(":".join(levels).encode())
-        return crc - 2**32 if crc >= 2**31 else crc
+        self._value = crc - 2**32 if crc >= 2**31 else crc
+        return self._value

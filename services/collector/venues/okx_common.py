@@ -11,6 +11,7 @@ __all__ = [
     "DECODE_ERRORS",
     "Time",
     "WholeNumber",
+    "finite",
     "is_derivative",
     "is_inverse",
     "nanoseconds",
@@ -41,6 +42,11 @@ def optional_nanoseconds(time: str) -> int:
 def number(text: str) -> str:
     """Give the canonical spelling of a number that may be left out. Raises InvalidDecimalError."""
     return canonical_decimal(text) if text else ""
+
+
+def finite(text: str) -> str:
+    """Give a number that may be left out; at an option's expiry OKX was seen to send infinity."""
+    return "" if text.removeprefix("-") == "∞" else number(text)
 
 
 def is_derivative(native_symbol: str) -> bool:

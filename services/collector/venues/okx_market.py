@@ -4,7 +4,6 @@ Follows the "Order book channel", "Trades channel" and "All trades channel" of O
 """
 
 from collections.abc import Callable, Sequence
-from operator import attrgetter
 from typing import Annotated, Literal, TypeAlias
 
 import msgspec
@@ -29,6 +28,7 @@ __all__ = [
     "TradeFrame",
     "market_decoders",
     "one_or_several",
+    "pairs",
     "snapshot",
     "trade_print",
 ]
@@ -75,7 +75,6 @@ class _Level(msgspec.Struct, array_like=True, gc=False, frozen=True):
 
 
 Levels: TypeAlias = list[_Level]
-_pair = attrgetter("price", "size")
 
 
 class Book(msgspec.Struct, gc=False, frozen=True):
@@ -144,6 +143,11 @@ class TradeFrame(msgspec.Struct, gc=False, frozen=True):
     """The trades."""
 
 
+def pairs(levels: Levels) -> list[tuple[str, str]]:
+    """Give levels as (price, size), as they are spelt."""
+    return [(level.price, level.size) for level in levels]
+
+
 def one_or_several(messages: Sequence[VenueMessage]) -> VenueMessage:
     """Wrap what one frame told."""
     return messages[0] if len(messages) == 1 else Several(tuple(messages))
@@ -153,8 +157,8 @@ def snapshot(book: Book, native_symbol: str, limit: int) -> BookSnapshot:
     """Make a snapshot of a book that has at most `limit` levels a side."""
     return BookSnapshot(
         book.last or 0,
-        list(map(_pair, book.bids)),
-        list(map(_pair, book.asks)),
+        pairs(book.bids),
+        pairs(book.asks),
         limit,
         nanoseconds(book.time),
         book.checksum,

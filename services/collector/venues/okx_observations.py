@@ -13,6 +13,7 @@ from marketprism.market.v1 import common_pb2, events_pb2
 from services.collector.venues.base import InstrumentsChanged, Observation, VenueMessage
 from services.collector.venues.okx_common import (
     Time,
+    finite,
     is_derivative,
     is_inverse,
     nanoseconds,
@@ -321,20 +322,15 @@ def _liquidations(liquidations: list[_Liquidation]) -> Iterator[Observation]:
 
 def _option_greeks(summary: _OptionSummary) -> Observation:
     message = events_pb2.OptionGreeks(
-        delta=_finite(summary.delta),
-        gamma=_finite(summary.gamma),
-        vega=_finite(summary.vega),
-        theta=_finite(summary.theta),
-        mark_iv=_finite(summary.mark_volatility),
-        bid_iv=_finite(summary.bid_volatility),
-        ask_iv=_finite(summary.ask_volatility),
-        underlying_price=_finite(summary.forward),
+        delta=finite(summary.delta),
+        gamma=finite(summary.gamma),
+        vega=finite(summary.vega),
+        theta=finite(summary.theta),
+        mark_iv=finite(summary.mark_volatility),
+        bid_iv=finite(summary.bid_volatility),
+        ask_iv=finite(summary.ask_volatility),
+        underlying_price=finite(summary.forward),
         underlying=summary.underlying,
     )
     _stamp(message.exchange_time, nanoseconds(summary.time))
     return Observation(common_pb2.EVENT_KIND_OPTION_GREEKS, message, summary.native_symbol)
-
-
-def _finite(text: str) -> str:
-    """Give a number; at an option's expiry OKX was seen to send an infinity."""
-    return "" if text.removeprefix("-") == "∞" else number(text)

@@ -51,7 +51,12 @@ _HOSTS = (
         re.compile(r"(?:demo-)?(?:dstream|dapi)(?:-[a-z]+|[0-9])?\.binance(?:\.com|future\.com)"),
         "binance_coinm",
     ),
-    (re.compile(r"(?:ws(?:aws|eea|us)?(?:pap)?|www|aws|eea|us|app|my|tr)\.oke?x\.com"), "okx"),
+    (
+        re.compile(
+            r"(?:(?:ws(?:aws|eea|us)?(?:pap)?|real|awspush|www|aws|eea|us|app|my|tr)\.)?oke?x\.com"
+        ),
+        "okx",
+    ),
     (re.compile(r"(?:(?:www|streams?|test|history)\.)?deribit\.com"), "deribit"),
 )
 # Hosts that serve two venues, told apart by the beginning of the path.

@@ -89,6 +89,7 @@ def test_answers_and_what_nobody_asked_for() -> None:
     assert OKX.decode(notice) == Goodbye("The connection will soon be closed")
     assert OKX.decode("pong") == Ignored("pong")
     assert OKX.decode(frame("price-limit", {"buyLmt": "1"})) == Ignored("price-limit")
+    assert OKX.decode('{"table":"spot/trade","data":[]}') == Ignored("v3 spot/trade")
 
 
 @pytest.mark.parametrize(

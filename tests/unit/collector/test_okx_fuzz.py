@@ -44,7 +44,11 @@ _FRAMES = [
     '{"event":"subscribe","arg":{"channel":"books","instId":"A-B"},"id":"1","connId":"a"}',
     '{"event":"error","code":"60018","msg":"channel:books,instId:A-B doesn\'t exist","id":"1"}',
     '{"event":"notice","code":"64008","msg":"bye"}',
-    '{"table":"spot/depth","action":"partial","data":[]}',
+    *(json.dumps({"table": table, "action": "partial", "data": [
+        {"instrument_id": "A-B", "timestamp": "2020-02-06T23:42:51.121Z", **row}]})
+      for table, row in [("spot/depth", _LEVELS), ("spot/depth5", _LEVELS),
+                         ("index/ticker", {"last": "1"}), ("swap/ticker", {"last": ""}),
+                         ("option/summary", {"delta": "-∞"}), ("spot/trade", {})]),
     '{"localTimestamp":"x","message":{"arg":{"channel":"books"},"data":[]}}',
     *(json.dumps({"code": "0", "msg": "", "data": [row]})
       for row in (*_ROWS.values(), _INSTRUMENT, {**book(1, 1), **_LEVELS}, ["5", "1.5"])),

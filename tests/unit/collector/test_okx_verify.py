@@ -191,7 +191,8 @@ def test_a_number_that_is_missing_is_a_gap(recorded: Recorded, tmp_path: Path) -
      "wss://wsaws.okx.com:8443/ws/v5/business", "wss://wspap.okx.com:8443/ws/v5/public?brokerId=9",
      "wss://wseea.okx.com:8443/ws/v5/public", "wss://wsus.okx.com:8443/ws/v5/public",
      "wss://wseeapap.okx.com:8443/ws/v5/public", "https://www.okex.com/api/v5/market/books",
-     "https://aws.okx.com/api/v5/market/books", "https://my.okx.com/api/v5/market/books"],
+     "https://aws.okx.com/api/v5/market/books", "https://my.okx.com/api/v5/market/books",
+     "wss://real.okex.com:8443/ws/v3", "https://okx.com/api/v5/market/books"],
 )  # fmt: skip
 def test_every_site_of_the_venue_is_the_venue(url: str) -> None:
     assert exchange_for_url(url) == "okx"
