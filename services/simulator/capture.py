@@ -2,18 +2,19 @@
 
 import asyncio
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
 
-from services.simulator.capture_file import (
-    CapturedFrame,
-    CapturedInfo,
-    CapturedSnapshot,
-    CaptureError,
-    CaptureReader,
-)
-from services.simulator.captured_symbol import CapturedSymbol, SymbolSeen, captured_listing
+import msgspec
+
+from services.simulator.capture_file import CaptureError, CaptureReader
+from services.simulator.captured import CapturedFrame, CapturedInfo, CapturedSnapshot, CaptureParser
+from services.simulator.captured_binance import binance_item, binance_listing
+from services.simulator.captured_okx import OkxParser, okx_listing
+from services.simulator.captured_symbol import CapturedSymbol, SymbolSeen
 from services.simulator.instrument import SymbolSpec
+from services.simulator.listing import listed, split_symbol
 from services.simulator.market import (
     BookState,
     Market,
@@ -23,21 +24,30 @@ from services.simulator.market import (
     Trade,
     UnknownSymbolError,
 )
+from services.simulator.protocol import VenueProtocol
 
 __all__ = ["CaptureError", "CaptureMarket"]
 
 _BATCH_FRAMES = 64
 _BATCH_SECONDS = 0.002
 
+_PARSERS: Mapping[str, Callable[[], CaptureParser]] = {"okx": OkxParser}
+_LISTINGS: Mapping[str, Callable[[bytes], dict[str, dict[str, object]]]] = {"okx": okx_listing}
+
+
+def _binance() -> CaptureParser:
+    return binance_item
+
 
 class CaptureMarket(Market):
-    """Plays a capture in the Binance spot format; it begins at the first live subscription.
+    """Plays a capture of a venue's traffic; it begins at the first live subscription.
 
     `speed` is a factor on the recorded pace, or None to send as fast as clients take it; above 1
     the slowest client sets the pace, so that nothing is lost. Frames are sent unchanged, also those
     from before the capture's own REST snapshot. Until the diffs reach that snapshot REST answers
     with it, from then on with the book that follows from it. A capture without one begins with an
-    empty book.
+    empty book. Where books come whole on the stream (OKX), a client that subscribes later than
+    the captured one did is sent the book as it is then.
 
     With `hold_at_snapshots` (by default when `speed` is None) play waits at a captured snapshot
     until a client which follows the symbol's diffs has asked for it, at most `hold_seconds`: else
@@ -47,6 +57,7 @@ class CaptureMarket(Market):
     def __init__(
         self,
         path: Path | str,
+        protocol: VenueProtocol | None = None,
         *,
         speed: float | None = 1.0,
         loop: bool = False,
@@ -57,7 +68,8 @@ class CaptureMarket(Market):
     ) -> None:
         """Read the capture once, to learn its symbols, snapshots and listing.
 
-        `history` and `trades_kept` are level changes and trades kept for each symbol.
+        `protocol` is that of the captured venue, Binance spot unless another is given. `history`
+        and `trades_kept` are level changes and trades kept for each symbol.
 
         Raises:
             CaptureError: if the file cannot be read or holds nothing that can be played.
@@ -75,24 +87,30 @@ class CaptureMarket(Market):
         self._waits = speed is None or speed > 1
         self._history = history
         self._trades_kept = trades_kept
-        self._reader = CaptureReader(Path(path))
+        exchange = "binance" if protocol is None else protocol.name
+        self._listed = listed if protocol is None else protocol.listed
+        self._listing = _LISTINGS.get(exchange, binance_listing)
+        self._title = "Binance spot" if protocol is None else protocol.title or protocol.name
+        self._reader = CaptureReader(Path(path), _PARSERS.get(exchange, _binance))
         self._seen: dict[str, SymbolSeen] = {}
-        self._info: bytes | None = None
+        self._answers: list[CapturedInfo] = []
         self._state = MarketState.WAITING
         self._finished = asyncio.Event()
         self._frames_in_file = 0
         self._played = 0
         self._rounds = 0
         self._scan()
-        listing = captured_listing(self._info)
-        self._specs = {name: listing.get(name) or seen.spec() for name, seen in self._seen.items()}
+        self._specs = self._read_listing()
         self._symbols: dict[str, CapturedSymbol] = {}
         self._begin()
 
     def _scan(self) -> None:
         for item in self._reader:
             if isinstance(item, CapturedInfo):
-                self._info = self._info or item.body
+                self._answers.append(item)
+                continue
+            if not item.symbol:
+                self._frames_in_file += 1
                 continue
             seen = self._seen.setdefault(item.symbol, SymbolSeen(item.symbol))
             if isinstance(item, CapturedSnapshot):
@@ -102,10 +120,28 @@ class CaptureMarket(Market):
                 seen.see_frame(item)
         if not self._frames_in_file:
             raise CaptureError(
-                f"{self._reader.path}: expected Binance spot frames, found none that can be played "
-                f"({self._reader.malformed} malformed lines: "
+                f"{self._reader.path}: expected {self._title} frames, found none that can be "
+                f"played ({self._reader.malformed} malformed lines: "
                 f"{'; '.join(self._reader.complaints[:3]) or 'none'})"
             )
+
+    def _read_listing(self) -> dict[str, SymbolSpec]:
+        told: dict[str, dict[str, object]] = {}
+        for answer in self._answers:
+            try:
+                told.update(self._listing(answer.body))
+            except (msgspec.MsgspecError, ValueError, RecursionError):
+                self._reader.malformed += 1
+        return {
+            name: seen.spec(self._like(name), told.get(name)) for name, seen in self._seen.items()
+        }
+
+    def _like(self, name: str) -> SymbolSpec:
+        try:
+            return self._listed(name).spec
+        except ValueError:
+            base, quote = split_symbol(name)
+            return SymbolSpec(name, base, quote, 1, 1)
 
     def _begin(self) -> None:
         self._symbols = {
@@ -164,8 +200,14 @@ class CaptureMarket(Market):
             batch.clear()
 
     def _apply(self, item: CapturedFrame) -> RawFrame:
-        symbol = self._symbols[item.symbol]
-        if item.depth is not None and item.stream == symbol.depth_stream:
+        if item.symbol:
+            self._follow(self._symbols[item.symbol], item)
+        return RawFrame(item.symbol, item.stream, item.payload, item.wrapped, item.event_id)
+
+    def _follow(self, symbol: CapturedSymbol, item: CapturedFrame) -> None:
+        if item.snapshot is not None and item.stream == symbol.depth_stream:
+            symbol.begin(item.snapshot)
+        elif item.depth is not None and item.stream == symbol.depth_stream:
             symbol.follow(item.depth)
         if item.trade is not None:
             symbol.trades.append(
@@ -178,7 +220,6 @@ class CaptureMarket(Market):
                     item.trade.buyer_is_maker,
                 )
             )
-        return RawFrame(item.symbol, item.stream, item.payload, item.wrapped, item.event_id)
 
     async def _hold_at(self, item: CapturedSnapshot, sink: Sink) -> float:
         # The seconds that play waited here.
@@ -241,7 +282,7 @@ class CaptureMarket(Market):
     ) -> BookState:
         """As `book_at`, waiting for an id that was not played yet."""
         known = self._symbol(symbol)
-        if update_id > known.snapshot.update_id:
+        if known.streamed or update_id > known.snapshot.update_id:
             await known.book.wait_for(update_id, timeout_seconds)
         return known.at(update_id, depth)
 
@@ -258,9 +299,27 @@ class CaptureMarket(Market):
         trades = self._symbol(symbol).trades
         return [trades[i] for i in range(max(0, len(trades) - limit), len(trades))]
 
+    @property
+    def raw(self) -> bool:
+        """True: frames are sent as they were captured."""
+        return True
+
+    def stream_book(self, symbol: str) -> BookState | None:
+        """Return the book after the newest frame played, None while it is not known."""
+        known = self._symbol(symbol)
+        return known.book.state() if known.synchronised else None
+
     def exchange_info(self) -> bytes | None:
         """Return the captured listing, None when the capture has none."""
-        return self._info
+        return self._answers[0].body if self._answers else None
+
+    def captured_answer(self, path: str, query: Mapping[str, str]) -> bytes | None:
+        """Return the newest captured answer to that path with that query."""
+        for answer in reversed(self._answers):
+            url = urlsplit(answer.url)
+            if url.path == path and dict(parse_qsl(url.query)) == dict(query):
+                return answer.body
+        return None
 
     def stats(self) -> dict[str, object]:
         """Counters, JSON-ready."""
@@ -272,6 +331,7 @@ class CaptureMarket(Market):
             "frames_in_file": self._frames_in_file,
             "frames_played": self._played,
             "rounds": self._rounds,
+            "repeated_frames": self._reader.repeated,
             "malformed_lines": self._reader.malformed,
             "malformed": list(self._reader.complaints),
             "symbols": {

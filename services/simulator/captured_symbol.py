@@ -1,20 +1,18 @@
 """One symbol of a capture: what the file tells of it, and its book while the file is played."""
 
 import asyncio
+import dataclasses
 import math
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import msgspec
-
 from services.simulator.book import TrueBook
-from services.simulator.capture_file import CapturedDepth, CapturedFrame, CapturedSnapshot
-from services.simulator.fixed import to_units
+from services.simulator.captured import CapturedDepth, CapturedFrame, CapturedSnapshot
 from services.simulator.instrument import SymbolSpec
-from services.simulator.listing import split_symbol
 from services.simulator.market import BookState, Trade, UpdateIdUnavailableError
 
-__all__ = ["CapturedSymbol", "SymbolSeen", "captured_listing"]
+__all__ = ["CapturedSymbol", "SymbolSeen"]
 
 
 @dataclass(slots=True)
@@ -24,6 +22,8 @@ class SymbolSeen:
     name: str
     snapshots: list[CapturedSnapshot] = field(default_factory=list)
     """Every REST book of it, in the file's order."""
+    streamed: bool = False
+    """Whether its book comes whole on the stream, instead of over REST."""
     first_id: int | None = None
     """First update id of the first diff frame."""
     depth_stream: str | None = None
@@ -36,6 +36,9 @@ class SymbolSeen:
     def see_snapshot(self, snapshot: CapturedSnapshot) -> None:
         """Take a REST book in."""
         self.snapshots.append(snapshot)
+        self._see_levels(snapshot)
+
+    def _see_levels(self, snapshot: CapturedSnapshot) -> None:
         for side in (snapshot.bids, snapshot.asks):
             self.price_step = math.gcd(self.price_step, *side)
             self.quantity_step = math.gcd(self.quantity_step, *side.values())
@@ -43,7 +46,12 @@ class SymbolSeen:
     def see_frame(self, frame: CapturedFrame) -> None:
         """Take a WebSocket frame in."""
         depth, trade = frame.depth, frame.trade
-        if depth is not None:
+        if frame.snapshot is not None:
+            self._see_levels(frame.snapshot)
+            if self.depth_stream is None:
+                self.depth_stream = frame.stream
+                self.streamed = True
+        elif depth is not None:
             faster = frame.stream.endswith("@100ms") and self.depth_stream != frame.stream
             if self.depth_stream is None or faster:
                 self.depth_stream = frame.stream
@@ -55,15 +63,17 @@ class SymbolSeen:
             self.price_step = math.gcd(self.price_step, trade.price)
             self.quantity_step = math.gcd(self.quantity_step, trade.quantity)
 
-    def spec(self) -> SymbolSpec:
-        """Return the listing that the symbol's name and numbers suggest."""
-        base, quote = split_symbol(self.name)
-        return SymbolSpec(
-            self.name,
-            base,
-            quote,
-            _power_of_ten(self.price_step),
-            _power_of_ten(self.quantity_step),
+    def spec(self, like: SymbolSpec, told: Mapping[str, object] | None) -> SymbolSpec:
+        """Return the listing: as it was captured, else with the steps of the numbers seen.
+
+        `like` is what the venue makes of the name alone, `told` what the captured listing says.
+        """
+        if told is not None:
+            return dataclasses.replace(like, **dict(told))  # type: ignore[arg-type]
+        return dataclasses.replace(
+            like,
+            tick=_power_of_ten(self.price_step),
+            lot=_power_of_ten(self.quantity_step),
         )
 
 
@@ -74,6 +84,7 @@ class CapturedSymbol:
         self.name = seen.name
         self.first_id = seen.first_id
         self.depth_stream = seen.depth_stream
+        self.streamed = seen.streamed
         begins = (seen.first_id or 1) - 1
         # Without a snapshot nothing is known of the book but what the diffs will tell.
         self._snapshots = seen.snapshots or [CapturedSnapshot(None, seen.name, begins, {}, {})]
@@ -96,33 +107,53 @@ class CapturedSymbol:
                 self._next_snapshot = index
                 return
 
+    def begin(self, snapshot: CapturedSnapshot) -> None:
+        """Take the whole book that came on the stream."""
+        self.snapshot = snapshot
+        self.book.reset(snapshot.update_id, dict(snapshot.bids), dict(snapshot.asks))
+        self.last_sent_id = snapshot.update_id
+        self.synchronised = True
+        self.frames += 1
+
     def follow(self, depth: CapturedDepth) -> None:
         """Apply a diff frame by the venue's rules; after a gap, wait for a later snapshot."""
         self.frames += 1
-        if self.frames > 1 and depth.first_id > self.last_sent_id + 1:
+        if self.frames > 1 and not self._continues(depth):
             self.gaps += 1
             if self.synchronised:
                 self.synchronised = False
                 self._next_snapshot += 1
         self.last_sent_id = depth.last_id
         if not self.synchronised:
+            if self.streamed:
+                return
             self._choose_snapshot(depth.first_id)
             start = self.snapshot
-            if not depth.first_id <= start.update_id + 1 <= depth.last_id:
+            if not _reaches(depth, start.update_id):
                 return
             self.book.reset(start.update_id, dict(start.bids), dict(start.asks))
             self.synchronised = True
         if depth.last_id > self.book.update_id:
             self.book.apply(depth.last_id, depth.bids, depth.asks)
+        elif self.streamed and depth.last_id < self.book.update_id:
+            # Ids begin again after a maintenance.
+            self.book.renumber(depth.last_id - 1)
+            self.book.apply(depth.last_id, depth.bids, depth.asks)
+
+    def _continues(self, depth: CapturedDepth) -> bool:
+        if depth.previous_id is not None:
+            return depth.previous_id == self.last_sent_id
+        return depth.first_id <= self.last_sent_id + 1
 
     @property
     def update_id(self) -> int:
         """The id of the book that REST answers with now."""
-        return self.book.update_id if self.synchronised else self.snapshot.update_id
+        known = self.synchronised or self.streamed
+        return self.book.update_id if known else self.snapshot.update_id
 
     def state(self, depth: int | None) -> BookState:
         """Return the snapshot until the diffs reach it, then the book that follows from it."""
-        if self.synchronised:
+        if self.synchronised or self.streamed:
             return self.book.state(depth)
         return _state_of(self.snapshot).top(depth)
 
@@ -155,34 +186,12 @@ class CapturedSymbol:
         return BookState(self.name, max(0, forged), book.bids, book.asks)
 
 
-class _Filter(msgspec.Struct):
-    kind: str = msgspec.field(name="filterType")
-    tick: str | None = msgspec.field(name="tickSize", default=None)
-    lot: str | None = msgspec.field(name="stepSize", default=None)
-
-
-class _Entry(msgspec.Struct):
-    symbol: str
-    base: str = msgspec.field(name="baseAsset")
-    quote: str = msgspec.field(name="quoteAsset")
-    filters: list[_Filter] = []
-
-
-class _Info(msgspec.Struct):
-    symbols: list[_Entry] = []
-
-
-def captured_listing(body: bytes | None) -> dict[str, SymbolSpec]:
-    """Return the pairs of a captured `exchangeInfo` which tell their tick and lot sizes."""
-    listing: dict[str, SymbolSpec] = {}
-    for entry in msgspec.json.decode(body, type=_Info).symbols if body else ():
-        tick = next((f.tick for f in entry.filters if f.kind == "PRICE_FILTER" and f.tick), None)
-        lot = next((f.lot for f in entry.filters if f.kind == "LOT_SIZE" and f.lot), None)
-        if tick is not None and lot is not None:
-            listing[entry.symbol] = SymbolSpec(
-                entry.symbol, entry.base, entry.quote, to_units(tick), to_units(lot)
-            )
-    return listing
+def _reaches(depth: CapturedDepth, snapshot_id: int) -> bool:
+    # Futures name the id before; their first frame may also end at, or continue, the snapshot.
+    if depth.previous_id is not None:
+        inside = depth.first_id <= snapshot_id <= depth.last_id
+        return inside or depth.previous_id == snapshot_id
+    return depth.first_id <= snapshot_id + 1 <= depth.last_id
 
 
 def _state_of(snapshot: CapturedSnapshot) -> BookState:

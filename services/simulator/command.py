@@ -70,6 +70,7 @@ def _welcome(venue: SimulatedVenue) -> str:
         *protocol.addresses(venue),
         ("truth", f"{venue.rest_url}/sim/book?symbol={symbols[0] if symbols else ''}"),
         ("faults", f"{venue.rest_url}/sim/faults"),
+        ("counters", f"{venue.rest_url}/sim/stats"),
         ("instruments", f"{venue.rest_url}/sim/instruments"),
     ]
     width = max(len(what) for what, _ in addresses)
@@ -115,7 +116,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
 
 def _market(given: argparse.Namespace, protocol: VenueProtocol) -> Market:
     if given.capture is not None:
-        return CaptureMarket(given.capture, speed=_speed(given.speed), loop=given.loop)
+        return CaptureMarket(given.capture, protocol, speed=_speed(given.speed), loop=given.loop)
     symbols = tuple(protocol.default_symbols)
     if given.symbols is not None:
         symbols = tuple(name.strip() for name in given.symbols.split(",") if name.strip())

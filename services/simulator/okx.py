@@ -65,6 +65,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Okx"]
 
+_DEPTH = ("books:", "books-l2-tbt:", "books50-l2-tbt:")
 _LEVELS = 400
 _FEW = 5
 _BEST = 25
@@ -174,12 +175,12 @@ class Okx(VenueProtocol):
     def symbol_of(self, stream: str) -> str | None:
         """`books:BTC-USDT` belongs to BTC-USDT, `instruments:SPOT` to none."""
         channel, _, key = stream.partition(":")
-        known = CHANNELS.get(channel)
+        known = CHANNELS["books"] if stream.startswith(_DEPTH) else CHANNELS.get(channel)
         return key if known is not None and known.key == "instId" and not known.index else None
 
     def is_depth(self, stream: str) -> bool:
-        """Whether it is `books`."""
-        return stream.startswith("books:")
+        """Whether it is `books`, or one of the faster ones that captures hold."""
+        return stream.startswith(_DEPTH)
 
     def is_reference(self, stream: str) -> bool:
         """Whether it tells anything but books, trades, tickers and candles."""
@@ -302,7 +303,7 @@ class Okx(VenueProtocol):
         replies: list[bytes | Reply] = []
         for given in asked.arguments:
             try:
-                wanted = read_argument(given, state.path)
+                wanted = read_argument(given, state.path, login=not self._market.raw)
                 if asked.operation == "unsubscribe":
                     venue.unsubscribe(connection, wanted.stream)
                     state.told.pop(wanted.stream, None)
@@ -332,10 +333,10 @@ class Okx(VenueProtocol):
         replies: list[bytes | Reply] = [_acknowledged("subscribe", wanted, number, state)]
         if again or not live:
             return replies
-        if wanted.channel == "books":
+        if self.is_depth(stream):
             state.told[stream] = time.monotonic()
             connection.wake()
-            first = self._snapshot(venue, wanted.key)
+            first = self._snapshot(venue, wanted.channel, wanted.key)
         else:
             first = self._first(wanted)
         symbol = self.symbol_of(stream) or ""
@@ -343,7 +344,7 @@ class Okx(VenueProtocol):
 
     def _check_known(self, wanted: OkxArgument) -> None:
         market = self._market
-        known = CHANNELS[wanted.channel]
+        known = CHANNELS.get(wanted.channel, CHANNELS["books"])
         if known.index:
             exists = wanted.key in market.indices or not market.indices
         elif known.key == "instId":
@@ -355,7 +356,7 @@ class Okx(VenueProtocol):
         if not exists:
             raise wanted.refused()
 
-    def _snapshot(self, venue: "SimulatedVenue", symbol: str) -> list[bytes]:
+    def _snapshot(self, venue: "SimulatedVenue", channel: str, symbol: str) -> list[bytes]:
         market = self._market
         book = venue.stale_snapshot(symbol)
         if book is None and market.raw:
@@ -378,6 +379,7 @@ class Okx(VenueProtocol):
                 else 0,
                 sequence=book.update_id,
                 previous=-1,
+                channel=channel,
             )
         ]
 

@@ -119,8 +119,10 @@ def read_request(text: str) -> OkxRequest:
     return OkxRequest(operation, arguments, number)
 
 
-def read_argument(given: object, path: str) -> OkxArgument:
+def read_argument(given: object, path: str, *, login: bool = True) -> OkxArgument:
     """Return an argument of a subscription on the WebSocket `path`.
+
+    `login` False takes channels for which the venue wants one.
 
     Raises:
         OkxRefusalError: when there is no such channel on it, or something is missing.
@@ -130,9 +132,9 @@ def read_argument(given: object, path: str) -> OkxArgument:
         raise OkxRefusalError("60013", "Invalid args")
     texts = {str(name): value for name, value in given.items() if isinstance(value, str)}
     channel = texts.get("channel", "")
-    if channel in _LOGIN:
+    if channel in _LOGIN and login:
         raise OkxRefusalError("60011", "Please log in")
-    known = CHANNELS.get(channel)
+    known = CHANNELS.get("books" if channel in _LOGIN else channel)
     if known is None or known.path != path:
         raise _no_such(texts)
     # Families were named by their underlying once, and still may be.

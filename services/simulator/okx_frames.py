@@ -86,10 +86,11 @@ class OkxFrames:
         checksum: int,
         sequence: int,
         previous: int,
+        channel: str = "books",
     ) -> bytes:
-        """Channel `books`: a snapshot or an update."""
+        """Channel `books` and the faster ones of its kind: a snapshot or an update."""
         return (
-            f'{{"arg":{argument("books", symbol)},"action":"{action}","data":[{{'
+            f'{{"arg":{argument(channel, symbol)},"action":"{action}","data":[{{'
             f'"asks":[{self.levels(asks)}],"bids":[{self.levels(bids)}],'
             f'"ts":"{time_us // 1000}","checksum":{checksum},"seqId":{sequence},'
             f'"prevSeqId":{previous}}}]}}'
