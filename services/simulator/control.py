@@ -61,12 +61,14 @@ class _Control:
         spec = market.symbols.get(symbol)
         current = market.update_id(symbol) if spec is not None else None
         size = canonical(spec.contract_size) if spec is not None else None
+        multiplier = canonical(spec.multiplier) if spec is not None else None
         return web.json_response(
             {
                 "symbol": symbol,
                 "update_id": book.update_id,
                 "current_update_id": current,
                 "contract_size": size,
+                "multiplier": multiplier,
                 "bids": bids,
                 "asks": asks,
                 "digest": book.digest(),

@@ -83,7 +83,7 @@ class _Instruments:
             listing = self._venue.protocol.listed(symbol)
         except ValueError as error:
             raise _BadRequestError(f"symbol: {error}") from error
-        spec = listing.spec
+        spec = dataclasses.replace(listing.spec, listed_us=self._venue.market.time_us)
         if "tick" in body:
             spec = dataclasses.replace(spec, tick=_units(body, "tick"))
         if "expiry_seconds" in body:
