@@ -18,7 +18,11 @@ from marketprism.market.v1 import instrument_pb2 as pb
 from services.collector.venues.base import InstrumentSpec
 from services.shared.decimals import canonical_decimal
 
-__all__ = ["DeribitName", "index_symbol", "read_name", "spec_of_name"]
+__all__ = ["LISTED_KINDS", "DeribitName", "index_symbol", "read_name", "spec_of_name"]
+
+LISTED_KINDS = ("future", "option", "spot")
+"""The venue's kinds of instruments that are collected: perpetuals are futures there. Combinations
+are not: they come and go by the minute, and their books follow from those of their legs."""
 
 _MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
 _EXPIRY_HOUR = 8  # UTC, of futures and options alike

@@ -17,7 +17,7 @@ from services.collector.venues.base import (
 )
 from services.collector.venues.deribit_book import Id, Milliseconds, book_side
 from services.collector.venues.deribit_events import Trade, trade_print
-from services.collector.venues.deribit_names import read_name
+from services.collector.venues.deribit_names import LISTED_KINDS, read_name
 from services.collector.venues.deribit_numbers import NULL, optional_number
 from services.shared.decimals import InvalidDecimalError
 
@@ -37,7 +37,6 @@ RETRY_CODES = frozenset({10028, 10040, 10041, 10047, 10066, 11051, 13028, 13888}
 settlement or maintenance under way."""
 
 _PREFIX = "/api/v2/public"
-_LISTED_KINDS = ("future", "option", "spot")  # perpetuals are futures; no combinations
 _LIST_WEIGHT = 10
 _DEPTHS = (1, 5, 10, 20, 50, 100, 1000, 10_000)
 _MOST_TRADES = 1000
@@ -113,21 +112,20 @@ def instrument_requests() -> list[RestRequest]:
             _LIST_WEIGHT,
             {"currency": "any", "kind": kind, "expired": "false"},
         )
-        for kind in _LISTED_KINDS
+        for kind in LISTED_KINDS
     ]
 
 
 def decode_instruments(exchange: str, body: bytes) -> list[InstrumentSpec]:
     """Decode a list of instruments.
 
-    Combinations (`future_combo`, `option_combo`) are left out: they are orders on two or more
-    instruments at once, whose books follow from those, and the contract has no kind for them. A
-    malformed step or strike is left empty.
+    Combinations (`future_combo`, `option_combo`) are left out, for which the contract has no kind.
+    A malformed step or strike is left empty.
     """
     return [
         _spec(exchange, item)
         for item in _decode_instruments(body).result
-        if item.kind in _LISTED_KINDS
+        if item.kind in LISTED_KINDS
     ]
 
 

@@ -16,6 +16,7 @@ from services.collector.venues.base import (
     VenueRequest,
 )
 from services.collector.venues.deribit_events import CANDLE_SECONDS
+from services.collector.venues.deribit_names import LISTED_KINDS
 
 __all__ = [
     "HEARTBEAT_SECONDS",
@@ -109,7 +110,7 @@ def shared_subscriptions(
     specs: Sequence[InstrumentSpec], selection: Selection
 ) -> list[Subscription]:
     """Give the channels of the indexes of these instruments, and of the venue's list of them."""
-    found = [Subscription("instrument.state.any.any", ())]
+    found = [Subscription(f"instrument.state.{kind}.any", ()) for kind in LISTED_KINDS]
     if _INDEX in selection.kinds:
         indexes = sorted({spec.underlying for spec in specs if spec.underlying})
         found += [

@@ -394,7 +394,7 @@ def test_errors_tell_whether_to_come_again() -> None:
 
 def test_changes_of_the_list_of_instruments_are_told() -> None:
     data = '{"timestamp":1,"state":"created","instrument_name":"BTC-26DEC25"}'
-    assert DERIBIT.decode(push("instrument.state.any.any", data)) == InstrumentsChanged(
+    assert DERIBIT.decode(push("instrument.state.future.any", data)) == InstrumentsChanged(
         "BTC-26DEC25 is created"
     )
 
@@ -453,13 +453,16 @@ def test_indexes_are_shared_by_their_instruments() -> None:
     specs = [_spec(native) for native in ("BTC-PERPETUAL", "BTC-26DEC25", "SOL_USDC-PERPETUAL")]
     topics = [each.topic for each in DERIBIT.shared_subscriptions(specs, EVERYTHING)]
     assert topics == [
-        "instrument.state.any.any",
+        "instrument.state.future.any",
+        "instrument.state.option.any",
+        "instrument.state.spot.any",
         "deribit_price_index.btc_usd",
         "deribit_price_index.sol_usdc",
         "deribit_volatility_index.btc_usd",
     ]
     only = Selection(frozenset({common_pb2.EVENT_KIND_TRADE}))
-    assert len(DERIBIT.shared_subscriptions(specs, only)) == 1
+    others = DERIBIT.shared_subscriptions(specs, only)
+    assert [each.topic for each in others] == topics[:3], "no news of combinations"
 
 
 @pytest.mark.parametrize("method", ["subscribe", "unsubscribe"])
