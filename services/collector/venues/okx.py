@@ -6,6 +6,7 @@ alone tells that nothing is missing. Quantities of derivatives are contracts, as
 them; `InstrumentSpec.contract_size` says what one is worth.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -42,7 +43,7 @@ __all__ = ["Okx", "OkxBookUpdate"]
 
 _PREFIX = b'{"arg":{"channel":"'
 _CHANNEL = len(_PREFIX)
-_INSTRUMENT = b'"instId":"'
+_INSTRUMENT = re.compile(rb'"inst(?:Id|rument_id)":"([^"]*)"')
 _KINDS = frozenset(
     (
         common_pb2.EVENT_KIND_TRADE,
@@ -143,12 +144,8 @@ class Okx:
     @staticmethod
     def _instrument_of(data: bytes) -> str:
         """Give the instrument, as far as a damaged frame tells it."""
-        head = data[:200]
-        begin = head.find(_INSTRUMENT)
-        end = head.find(b'"', begin + len(_INSTRUMENT))
-        if begin < 0 or end < 0:
-            return ""
-        return head[begin + len(_INSTRUMENT) : end].decode(errors="ignore")
+        found = _INSTRUMENT.search(data, 0, 200)
+        return "" if found is None else found[1].decode(errors="ignore")
 
     def route_url(self, ws_url: str, route: str) -> str:
         """Give the address of the public route (""), or of the one named "business".

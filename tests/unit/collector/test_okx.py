@@ -105,6 +105,8 @@ def test_answers_and_what_nobody_asked_for() -> None:
         frame("books", book(15, 10, ts="x"), action="update"),
         frame("books", book(2**63, 10), action="update"),
         frame("books", book(15, 10), action="update")[:-9],
+        '{"table":"spot/depth","action":"?","data":[{"instrument_id":"BTC-USDT","asks":[],'
+        '"bids":[],"timestamp":"2020-02-06T23:42:51.121Z"}]}',
     ],
 )
 def test_a_book_that_is_none_names_its_instrument(text: str) -> None:
