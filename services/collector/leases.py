@@ -39,7 +39,7 @@ from services.shared.log import get_logger
 __all__ = ["LeaseChange", "LeaseManager", "LeaseSettings", "LeaseStatus", "LeaseStore"]
 
 _BACKOFF = 0.05
-_BACKOFF_LIMIT = 1.0
+_BACKOFF_LIMIT = 0.5
 _LEAVE_SECONDS = 2.0
 _HINT_SECONDS = 0.02
 _RENEWALS_IN_HOLD = 2
@@ -213,6 +213,7 @@ class LeaseManager:
         self._hinted = 0
         self._renew_time = 0
         self._renewed_until = float("-inf")
+        self._lease = settings.lease_seconds
         self._problem = "not connected yet"
 
     # What may be collected and published.
@@ -414,6 +415,13 @@ class LeaseManager:
         if until > self._renewed_until:
             self._renew_time = time.time_ns()
         self._renewed_until = until
+        if self._member.lease_seconds != self._lease:
+            self._lease = self._member.lease_seconds
+            self._log.warning(
+                "the group has another lease than is configured here",
+                lease_seconds=self._lease,
+                configured=self._settings.lease_seconds,
+            )
         self._emit()
 
     def _emit(self) -> None:

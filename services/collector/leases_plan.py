@@ -25,6 +25,7 @@ still hold. Nothing is claimed until the era has been seen for a whole lease: by
 held under the old one was entered or has run out.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -46,6 +47,7 @@ HOLD_SHARE = 0.6
 """Share of the lease for which a member may go on after its last stored renewal was sent."""
 
 _BLIND_SHARE = 0.5
+_LIVES = 16
 _NEVER = float("-inf")
 _NONE: frozenset[int] = frozenset()
 
@@ -106,7 +108,7 @@ class LeaseMember:
         self._process = process
         self._is_gone = is_gone
         self._incarnation = new_id()
-        self._past: set[str] = set()
+        self._past: deque[str] = deque(maxlen=_LIVES)
         self._joined = False
         self._leaving = False
         # The record: as last read or written, and what of it was taken as true.
@@ -284,8 +286,8 @@ class LeaseMember:
         if not self._fresh:
             return now
         if self.problem:
-            return now + self._renew
-        due = [(self._renewed if self._joined else now) + self._renew]
+            return now + self._renew_every
+        due = [(self._renewed if self._joined else now) + self._renew_every]
         due += [
             seen.since + self._known_lease
             for seen in self._seen.values()
@@ -296,6 +298,11 @@ class LeaseMember:
         return max(now, min(due))
 
     # What it knows.
+
+    @property
+    def _renew_every(self) -> float:
+        # A group may have agreed on a shorter lease than this member was configured with.
+        return min(self._renew, HOLD_SHARE * self._known_lease / 2)
 
     def _own_beat(self, group: Group) -> int | None:
         mine = group.members.get(self.name)
@@ -364,7 +371,7 @@ class LeaseMember:
     def _give_up(self) -> None:
         """Hold nothing from now on, and come back as somebody else."""
         self.lost += any(self._owned.values())
-        self._past.add(self._incarnation)
+        self._past.append(self._incarnation)
         self._incarnation = self._new_id()
         self._joined = self._reasserting = False
         self._renewed = self._valid_until = _NEVER
@@ -409,7 +416,7 @@ class LeaseMember:
             self._beat += 1
             return msgspec.structs.replace(group.without(self.name, FREE), version=version)
         if group == base:
-            if now - self._renewed < self._renew:
+            if now - self._renewed < self._renew_every:
                 return None
             version = group.version
         self._beat += 1

@@ -60,7 +60,16 @@ class Store:
 class Collector:
     """One process: a `LeaseMember` and the loop around it, as `LeaseManager` has it."""
 
-    def __init__(self, world: "World", name: str, exchanges: dict[str, int], rate: float) -> None:
+    def __init__(
+        self,
+        world: "World",
+        name: str,
+        exchanges: dict[str, int],
+        *,
+        rate: float,
+        lease: float,
+        renew: float,
+    ) -> None:
         self.world = world
         self.name = name
         self.rate = rate
@@ -72,8 +81,8 @@ class Collector:
         self.member = LeaseMember(
             name,
             exchanges,
-            lease_seconds=LEASE,
-            renew_seconds=RENEW,
+            lease_seconds=lease,
+            renew_seconds=renew,
             new_id=lambda: f"{name}#{next(world.numbers)}",
             process=self.process,
             is_gone=world.is_gone,
@@ -225,13 +234,21 @@ class World:
     # What somebody does.
 
     def join(
-        self, name: str, *, slots: int | None = None, exchanges: tuple[str, ...] = ("x",)
+        self,
+        name: str,
+        *,
+        slots: int | None = None,
+        exchanges: tuple[str, ...] = ("x",),
+        lease: float = LEASE,
+        renew: float = RENEW,
     ) -> Collector:
         collector = Collector(
             self,
             name,
             dict.fromkeys(exchanges, slots or self.slots),
             rate=self.random.uniform(0.8, 1.25),
+            lease=lease,
+            renew=renew,
         )
         self.collectors.append(collector)
         return collector

@@ -302,3 +302,27 @@ def test_only_who_collects_an_exchange_gets_its_slots() -> None:
     world.run(RECOVERY)
     assert b.member.assigned("y") == frozenset(range(8))
     assert a.member.assigned("x") | b.member.assigned("x") == frozenset(range(8))
+
+
+def test_a_group_keeps_the_lease_that_it_agreed_on() -> None:
+    world, (a,) = _settled("a")
+    b = world.join("b", lease=50.0)
+    world.run(RECOVERY)
+    assert b.member.lease_seconds == LEASE
+    assert b.member.assigned("x")
+    world.kill(a)
+    world.run(RECOVERY)
+    assert not world.nobody(), "expected the lease of the group to decide"
+    assert b.member.lease_seconds == 50.0, "expected who is alone to change it"
+    c = world.join("c", lease=1.0)
+    world.run(2.0)
+    assert c.member.lease_seconds == 50.0
+    assert not world.nobody()
+
+
+def test_a_lease_shorter_than_configured_is_renewed_often_enough() -> None:
+    world = World(5)
+    world.join("a", lease=1.0, renew=0.3)
+    world.run(RECOVERY)
+    world.join("b", lease=50.0, renew=10.0)
+    assert _longest_without(world, 30.0) < 1.0, "expected nothing but the hand-over"
