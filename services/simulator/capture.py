@@ -11,6 +11,7 @@ import msgspec
 from services.simulator.capture_file import CaptureError, CaptureReader
 from services.simulator.captured import CapturedFrame, CapturedInfo, CapturedSnapshot, CaptureParser
 from services.simulator.captured_binance import binance_item, binance_listing
+from services.simulator.captured_deribit import deribit_item, deribit_listing
 from services.simulator.captured_okx import OkxParser, okx_listing
 from services.simulator.captured_symbol import CapturedSymbol, SymbolSeen
 from services.simulator.instrument import SymbolSpec
@@ -31,8 +32,14 @@ __all__ = ["CaptureError", "CaptureMarket"]
 _BATCH_FRAMES = 64
 _BATCH_SECONDS = 0.002
 
-_PARSERS: Mapping[str, Callable[[], CaptureParser]] = {"okx": OkxParser}
-_LISTINGS: Mapping[str, Callable[[bytes], dict[str, dict[str, object]]]] = {"okx": okx_listing}
+_PARSERS: Mapping[str, Callable[[], CaptureParser]] = {
+    "okx": OkxParser,
+    "deribit": lambda: deribit_item,
+}
+_LISTINGS: Mapping[str, Callable[[bytes], dict[str, dict[str, object]]]] = {
+    "okx": okx_listing,
+    "deribit": deribit_listing,
+}
 
 
 def _binance() -> CaptureParser:
@@ -311,7 +318,8 @@ class CaptureMarket(Market):
 
     def exchange_info(self) -> bytes | None:
         """Return the captured listing, None when the capture has none."""
-        return self._answers[0].body if self._answers else None
+        listings = (each for each in self._answers if "/exchangeInfo" in each.url)
+        return next((each.body for each in listings), None)
 
     def captured_answer(self, path: str, query: Mapping[str, str]) -> bytes | None:
         """Return the newest captured answer to that path with that query."""

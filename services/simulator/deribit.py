@@ -255,7 +255,8 @@ class Deribit(VenueProtocol):
         self, venue: "SimulatedVenue", connection: Connection, names: Sequence[str]
     ) -> tuple[list[str], list[Reply]]:
         channels = [channel for name in names if (channel := parse_channel(name)) is not None]
-        if any(channel.needs_authentication for channel in channels):
+        raw = venue.market.raw
+        if not raw and any(channel.needs_authentication for channel in channels):
             raise RpcError(RAW_UNAUTHORIZED, "raw_subscriptions_not_available_for_unauthorized")
         known = [channel for channel in channels if _available(venue, channel)]
         most = venue.settings.max_streams
@@ -304,6 +305,8 @@ class Deribit(VenueProtocol):
 
 def _available(venue: "SimulatedVenue", channel: Channel) -> bool:
     market, kind = venue.market, channel.kind
+    if market.raw:
+        return channel.instrument is None or channel.instrument in market.symbols
     if channel.instrument is not None:
         if channel.instrument not in market.symbols:
             return False

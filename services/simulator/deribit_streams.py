@@ -17,6 +17,7 @@ from services.simulator.market import (
     DepthUpdate,
     Event,
     Market,
+    RawFrame,
     Trade,
     UnknownSymbolError,
     UpdateIdUnavailableError,
@@ -77,6 +78,8 @@ class DeribitStreams:
             return (f"markprice.options.{instrument(event.symbol).index}",)
         if kind is VolatilityIndex:
             return (f"deribit_volatility_index.{event.symbol}",)
+        if kind is RawFrame:
+            return (cast("RawFrame", event).stream,)
         if kind is InstrumentChange:
             if cast("InstrumentChange", event).change in _STATES:
                 self._forget(event.symbol)
@@ -130,6 +133,8 @@ class DeribitStreams:
 
     def encode(self, event: Event, stream: str) -> bytes | None:
         """Return the frame that the event makes on the channel; None when there is nothing yet."""
+        if isinstance(event, RawFrame):
+            return event.payload
         channel = parse_channel(stream)
         if channel is None:
             return None
@@ -193,6 +198,8 @@ class DeribitStreams:
         `stale` takes the place of a book's snapshot.
         """
         kind, symbol = channel.kind, channel.instrument or ""
+        if self._market.raw:
+            return self._captured_book(channel, symbol, stale)
         if kind is ChannelKind.BOOK:
             interval_ms = _FAST_MS if channel.interval != "agg2" else self._slow_ms
             window = self._window(channel)
@@ -224,6 +231,25 @@ class DeribitStreams:
         if kind is ChannelKind.VOLATILITY_INDEX:
             return self._volatility_index(channel)
         return None
+
+    def _captured_book(
+        self, channel: Channel, symbol: str, stale: BookState | None
+    ) -> bytes | None:
+        # A capture tells everything else by itself, and a book once its own snapshot was played.
+        if channel.kind is not ChannelKind.BOOK:
+            return None
+        book = stale or self._market.stream_book(symbol)
+        if book is None:
+            return None
+        return frames.book_snapshot(
+            channel.name,
+            symbol,
+            self._market.time_us // 1000,
+            book.update_id,
+            book.bids,
+            book.asks,
+            whole_amounts=instrument(symbol).whole_amounts,
+        )
 
     def _window(self, channel: Channel) -> BookWindow:
         window = self._windows.get(channel.name)

@@ -13,15 +13,17 @@ import websockets
 
 from services.simulator.binance_futures import BinanceCoinM, BinanceUsdM
 from services.simulator.capture import CaptureMarket
+from services.simulator.deribit import Deribit
 from services.simulator.okx import Okx
 from services.simulator.okx_settings import OkxSettings
 from services.simulator.protocol import VenueProtocol
 from services.simulator.server import SimulatedVenue
+from services.simulator.venues import generated_market
 
 _CAPTURES = os.environ.get("MARKETPRISM_CAPTURES")
 _DEADLINE = 60.0
 
-pytestmark = pytest.mark.skipif(
+_needs_captures = pytest.mark.skipif(
     not _CAPTURES, reason="set MARKETPRISM_CAPTURES to the folder of captures"
 )
 
@@ -35,6 +37,7 @@ def _expected(name: str) -> list[dict[str, Any]]:
     return [line for line in map(json.loads, lines) if line["capture"] == f"{name}.jsonl.gz"]
 
 
+@_needs_captures
 async def test_okx_books_are_sent_as_they_were_and_equal_the_truth() -> None:
     protocol = Okx()
     market = CaptureMarket(_path("OKX"), protocol, speed=None)
@@ -105,6 +108,7 @@ async def test_okx_books_are_sent_as_they_were_and_equal_the_truth() -> None:
             ).canonical()[0]
 
 
+@_needs_captures
 async def test_a_capture_of_several_connections_is_played_once() -> None:
     protocol = Okx()
     market = CaptureMarket(_path("OKEX_202107"), protocol, speed=None)
@@ -135,6 +139,7 @@ async def test_a_capture_of_several_connections_is_played_once() -> None:
     assert stats["repeated_frames"] > 0
 
 
+@_needs_captures
 @pytest.mark.parametrize(
     ("name", "protocol", "depth"),
     [
@@ -166,3 +171,77 @@ async def test_books_of_futures_are_played_to_the_known_ones(
         book = market.book(symbol)
         assert book.update_id == line["venue_sequence"]
         assert book.digest() == line["digest"]
+
+
+_OKX_BOOK = {"op": "subscribe", "args": [{"channel": "books", "instId": "BTC-USDT"}]}
+_DERIBIT_BOOK = {
+    "jsonrpc": "2.0",
+    "id": 1,
+    "method": "public/subscribe",
+    "params": {"channels": ["book.BTC-PERPETUAL.100ms", "trades.BTC-PERPETUAL.100ms"]},
+}
+
+
+def _sequence(message: dict[str, Any]) -> int | None:
+    data = message.get("data") or message.get("params", {}).get("data")
+    if isinstance(data, list):
+        data = data[0]
+    if not isinstance(data, dict):
+        return None
+    return data.get("seqId", data.get("change_id")) if "bids" in data else None
+
+
+@pytest.mark.parametrize(
+    ("make", "symbol", "path", "request_"),
+    [
+        (Okx, "BTC-USDT", "/ws/v5/public", _OKX_BOOK),
+        (Deribit, "BTC-PERPETUAL", "/ws/api/v2", _DERIBIT_BOOK),
+    ],
+)
+async def test_what_was_captured_of_a_simulated_venue_is_played_to_the_same_book(
+    make: type[VenueProtocol],
+    symbol: str,
+    path: str,
+    request_: dict[str, Any],
+    tmp_path: Path,
+) -> None:
+    recorded: list[str] = []
+    protocol = make()
+    generated = generated_market(protocol, symbols=(symbol,), depth_rate=50, trade_rate=20)
+    async with asyncio.timeout(_DEADLINE):
+        async with (
+            SimulatedVenue(generated, protocol=protocol) as venue,
+            websockets.connect(f"{venue.ws_url}{path}", max_queue=None) as client,
+        ):
+            await client.send(json.dumps(request_))
+            last = 0
+            while len(recorded) < 80:
+                text = await client.recv()
+                assert isinstance(text, str)
+                recorded.append(text)
+                last = _sequence(json.loads(text)) or last
+            truth = generated.book_at(symbol, last)
+        file = tmp_path / "capture.jsonl"
+        lines = [
+            {"ts": 1.0 + n / 100, "kind": "ws", "url": "ws://x", "conn": "c1", "data": text}
+            for n, text in enumerate(recorded)
+        ]
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        again = make()
+        market = CaptureMarket(file, again, speed=None)
+        played = []
+        async with (
+            SimulatedVenue(market, protocol=again) as venue,
+            websockets.connect(f"{venue.ws_url}{path}", max_queue=None) as client,
+        ):
+            await client.send(json.dumps(request_))
+            sequence = 0
+            while sequence != last:
+                text = await client.recv()
+                assert isinstance(text, str)
+                sequence = _sequence(json.loads(text)) or sequence
+                played.append(text)
+    pushed = [text for text in recorded if '"result"' not in text and '"event"' not in text]
+    assert [text for text in played if text in pushed] == pushed[: len(played) - 1]
+    depth = 400 if make is Okx else None
+    assert market.book(symbol, depth).canonical() == truth.top(depth).canonical()
