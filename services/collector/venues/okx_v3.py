@@ -26,6 +26,7 @@ __all__ = ["decode_table"]
 
 _T = TypeVar("_T")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MOST_MICROSECONDS = 10**17
 _LIMITS = {"depth": 200, "depth_l2_tbt": 400}
 
 
@@ -180,6 +181,8 @@ def decode_table(table: str, data: bytes) -> VenueMessage:
 
 
 def _nanoseconds(time: datetime) -> int:
-    if time.tzinfo is None:
-        raise msgspec.ValidationError(f"expected a time with its zone, got {time}")
-    return (time - _EPOCH) // timedelta(microseconds=1) * 1_000
+    if time.tzinfo is not None:
+        since = (time - _EPOCH) // timedelta(microseconds=1)
+        if 0 <= since < _MOST_MICROSECONDS:
+            return since * 1_000
+    raise msgspec.ValidationError(f"expected a time since 1970 with its zone, got {time}")
