@@ -82,6 +82,9 @@ class BinanceHttp:
             if trouble.kind in (TroubleKind.LIMITED, TroubleKind.BANNED):
                 return self.too_many(trouble.status, trouble.retry_after)
             return _server_error(trouble.status)
+        captured = self.market.captured_answer(request.path, request.query)
+        if captured is not None:
+            return web.Response(body=captured, content_type="application/json")
         try:
             return await handler(request)
         except Refused as refused:

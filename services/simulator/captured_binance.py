@@ -23,10 +23,16 @@ class _Wrapper(msgspec.Struct):
     data: msgspec.Raw = msgspec.Raw(b"")
 
 
+class _Order(msgspec.Struct):
+    s: str | None = None
+
+
 class _Event(msgspec.Struct):
     e: str | None = None
     s: str | None = None
     u: int | None = None
+    o: _Order | str | None = None
+    """The order of a `forceOrder`; an opening price elsewhere."""
 
 
 class _Depth(msgspec.Struct):
@@ -82,7 +88,14 @@ _KINDS = {
     "24hrMiniTicker": "miniTicker",
     "kline": "kline_1m",
     "bookTicker": "bookTicker",
+    "markPriceUpdate": "markPrice@1s",
+    "forceOrder": "forceOrder",
 }
+
+_ANSWERS = (
+    *("/exchangeInfo", "/premiumIndex", "/fundingInfo", "/fundingRate", "/openInterest"),
+    *("/ticker/24hr", "/klines"),
+)
 
 _wrapper_decoder = msgspec.json.Decoder(_Wrapper)
 _event_decoder = msgspec.json.Decoder(_Event)
@@ -101,7 +114,7 @@ def binance_item(record: CaptureRecord) -> CaptureItem | None:
     if record.kind == "ws":
         return _frame(payload, record.url, time)
     url = urlsplit(record.url or "")
-    if url.path.endswith("/exchangeInfo"):
+    if url.path.endswith(_ANSWERS) or url.path.startswith("/futures/data/"):
         msgspec.json.decode(payload)
         return CapturedInfo(time, payload, record.url or "")
     if url.path.endswith("/depth"):
@@ -120,12 +133,20 @@ def binance_item(record: CaptureRecord) -> CaptureItem | None:
 
 
 def _frame(text: bytes, url: str | None, time: float | None) -> CapturedFrame | None:
-    wrapper = _wrapper_decoder.decode(text)
+    # An array has no wrapper.
+    wrapper = _Wrapper() if text.startswith(b"[") else _wrapper_decoder.decode(text)
     payload = text if wrapper.stream is None else bytes(wrapper.data)
+    whole = None if wrapper.stream is None else text
+    if payload.startswith(b"["):
+        # What tells of several symbols at once: `!markPrice@arr`, btcusd@markPrice of COIN-M.
+        return _unnamed(time, wrapper.stream or _named(url), payload, whole)
     event = _event_decoder.decode(payload)
-    if event.s is None:
-        return None
-    stream = wrapper.stream or _raw_stream(event, url)
+    symbol = event.o.s if isinstance(event.o, _Order) else event.s
+    if not symbol:
+        # An index is named by its pair; without `e` it is an answer to a request.
+        named = wrapper.stream or _named(url)
+        return None if event.e is None else _unnamed(time, named, payload, whole)
+    stream = wrapper.stream or _raw_stream(event, symbol, url)
     if stream is None:
         return None
     kind = stream.partition("@")[2]
@@ -150,19 +171,30 @@ def _frame(text: bytes, url: str | None, time: float | None) -> CapturedFrame | 
         event_id = _aggregate_decoder.decode(payload).aggregate_id
     elif kind == "bookTicker" and isinstance(event.u, int):
         event_id = event.u
-    whole = None if wrapper.stream is None else text
-    return CapturedFrame(time, event.s, stream, payload, whole, event_id, depth, trade)
+    return CapturedFrame(time, symbol, stream, payload, whole, event_id, depth, trade)
 
 
-def _raw_stream(event: _Event, url: str | None) -> str | None:
+def _unnamed(
+    time: float | None, stream: str, payload: bytes, whole: bytes | None
+) -> CapturedFrame | None:
+    if not stream:
+        return None
+    return CapturedFrame(time, "", stream, payload, whole, -1, None, None)
+
+
+def _raw_stream(event: _Event, symbol: str, url: str | None) -> str | None:
     # A raw connection tells its stream in the URL only; one that subscribed later, nowhere.
-    named = urlsplit(url or "").path.rpartition("/ws/")[2]
-    symbol = (event.s or "").lower()
     kind = _KINDS.get(event.e or "bookTicker")
-    for stream in named.split("/"):
-        if stream.startswith(f"{symbol}@{kind and kind.partition('@')[0]}"):
+    for stream in urlsplit(url or "").path.rpartition("/ws/")[2].split("/"):
+        if stream.startswith(f"{symbol.lower()}@{kind and kind.partition('@')[0]}"):
             return stream
-    return f"{symbol}@{kind}" if kind else None
+    return f"{symbol.lower()}@{kind}" if kind else None
+
+
+def _named(url: str | None) -> str:
+    # The stream of a raw URL which names but one.
+    stream = urlsplit(url or "").path.rpartition("/ws/")[2]
+    return "" if "/" in stream else stream
 
 
 def _levels(levels: list[tuple[str, str]]) -> list[tuple[int, int]]:
@@ -183,7 +215,7 @@ def captured_units(text: str) -> int:
 
 
 def binance_listing(body: bytes) -> dict[str, dict[str, object]]:
-    """Return tick, lot, base and quote of what an `exchangeInfo` lists, by symbol.
+    """Return tick, lot, base and quote of what an `exchangeInfo` lists; nothing of other answers.
 
     Raises:
         msgspec.MsgspecError: when it is none.
@@ -191,6 +223,8 @@ def binance_listing(body: bytes) -> dict[str, dict[str, object]]:
 
     """
     listing: dict[str, dict[str, object]] = {}
+    if body.lstrip().startswith(b"["):
+        return listing
     for entry in msgspec.json.decode(body, type=_Info).symbols:
         tick = next((f.tick for f in entry.filters if f.kind == "PRICE_FILTER" and f.tick), None)
         lot = next((f.lot for f in entry.filters if f.kind == "LOT_SIZE" and f.lot), None)
