@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from services.simulator.derivatives import Derivatives
+from services.simulator.fixed import canonical
 from services.simulator.instrument import InstrumentKind, Listed, SymbolSpec
 from services.simulator.listing import DEFAULT_SYMBOLS, listed
 from services.simulator.market import (
@@ -44,6 +45,7 @@ _STEP, _TAKE, _SLOW, _CANDLE, _TICKER = range(5)
 _LONGEST_LAG_US = 1_000_000
 _LONGEST_BATCH_US = 20_000
 _SHORTEST_SLEEP = 0.001
+_FEWEST_TICKS = 50
 
 
 class GeneratedSettings(BaseModel):
@@ -396,9 +398,12 @@ class GeneratedMarket(Market):
 
     def change_tick(self, symbol: str, tick: int) -> None:
         """Change the price step; levels off the new grid are removed."""
-        if tick <= 0:
-            raise NotOfferedError(f"{symbol}: expected a tick above 0, got {tick}")
         market = self._market(symbol)
+        if not 0 < tick * _FEWEST_TICKS <= market.best_bid:
+            raise NotOfferedError(
+                f"{symbol}: expected a tick above 0 and at most a {_FEWEST_TICKS}th of the price, "
+                f"got {canonical(tick)}"
+            )
         market.change_tick(tick, self._told)
         self._symbols[symbol] = market.spec
         self._told.append(InstrumentChange(symbol, self._now_us, InstrumentEvent.TICK, market.spec))
