@@ -5,6 +5,7 @@ from urllib.parse import parse_qs, urlsplit
 import msgspec
 
 from services.shared.capture import CaptureRecord
+from services.simulator.binance_futures_market import EXECUTIONS
 from services.simulator.captured import (
     CapturedDepth,
     CapturedFrame,
@@ -50,6 +51,7 @@ class _Trade(msgspec.Struct):
     price: str = msgspec.field(name="p")
     quantity: str = msgspec.field(name="q")
     buyer_is_maker: bool = msgspec.field(name="m")
+    execution: str = msgspec.field(name="X", default="MARKET")
 
 
 class _Aggregate(msgspec.Struct):
@@ -159,13 +161,14 @@ def _frame(text: bytes, url: str | None, time: float | None) -> CapturedFrame | 
         event_id = told.last
     elif kind == "trade":
         match = _trade_decoder.decode(payload)
-        trade = CapturedTrade(
-            match.trade_id,
-            match.time * (1 if match.time > 10**14 else 1000),
-            to_units(match.price),
-            to_units(match.quantity),
-            match.buyer_is_maker,
-        )
+        if match.execution not in EXECUTIONS:
+            trade = CapturedTrade(
+                match.trade_id,
+                match.time * (1 if match.time > 10**14 else 1000),
+                to_units(match.price),
+                to_units(match.quantity),
+                match.buyer_is_maker,
+            )
         event_id = match.trade_id
     elif kind == "aggTrade":
         event_id = _aggregate_decoder.decode(payload).aggregate_id

@@ -134,18 +134,20 @@ def _line(kind: str, url: str, data: object, ts: float) -> str:
 async def test_what_tells_of_several_or_of_no_symbol_is_played_too(tmp_path: Path) -> None:
     ws, rest = "wss://fstream.binance.com/market/stream", "https://fapi.binance.com"
     order = {"s": "BTCUSDT", "S": "SELL", "q": "1", "p": "2", "ap": "3", "T": 5}
-    frames = {
-        "btcusdt@trade": {"e": "trade", "E": 1, "T": 1, "s": "BTCUSDT", "t": 7, "p": "5.5",
-                          "q": "0.5", "X": "MARKET", "m": True},
-        "!markPrice@arr@1s": [{"e": "markPriceUpdate", "E": 1, "s": "BTCUSDT", "p": "1"}],
-        "btcusdt@forceOrder": {"e": "forceOrder", "E": 1, "o": order},
-        "btcusd@indexPrice": {"e": "indexPriceUpdate", "E": 1, "i": "BTCUSD", "p": "9429.39"},
-        "btcusdt@ticker": {"e": "24hrTicker", "E": 1, "s": "BTCUSDT", "o": "5", "c": "6"},
-    }  # fmt: skip
+    trade = {"e": "trade", "E": 1, "T": 1, "s": "BTCUSDT", "t": 7, "p": "5.5", "q": "0.5",
+             "X": "MARKET", "m": True}  # fmt: skip
+    frames = [
+        ("btcusdt@trade", trade),
+        ("btcusdt@trade", trade | {"t": 8, "X": "ADL"}),
+        ("!markPrice@arr@1s", [{"e": "markPriceUpdate", "E": 1, "s": "BTCUSDT", "p": "1"}]),
+        ("btcusdt@forceOrder", {"e": "forceOrder", "E": 1, "o": order}),
+        ("btcusd@indexPrice", {"e": "indexPriceUpdate", "E": 1, "i": "BTCUSD", "p": "9429.39"}),
+        ("btcusdt@ticker", {"e": "24hrTicker", "E": 1, "s": "BTCUSDT", "o": "5", "c": "6"}),
+    ]
     interest = {"symbol": "BTCUSDT", "openInterest": "17.5", "time": 3}
     lines = [
         _line("ws", ws, {"stream": stream, "data": data}, 1.0 + number)
-        for number, (stream, data) in enumerate(frames.items())
+        for number, (stream, data) in enumerate(frames)
     ]
     lines += [
         _line("ws", ws, {"result": None, "id": 1}, 9.0),
@@ -157,12 +159,15 @@ async def test_what_tells_of_several_or_of_no_symbol_is_played_too(tmp_path: Pat
     async with _playing(BinanceUsdM(), path) as (venue, market, session):
         assert market.malformed == 0
         assert list(market.symbols) == ["BTCUSDT"]
-        url = f"{venue.ws_url}/stream?streams={'/'.join(frames)}"
+        url = f"{venue.ws_url}/stream?streams={'/'.join(dict(frames))}"
         async with websockets.connect(url) as client:
-            for stream, data in frames.items():
+            for stream, data in frames:
                 async with asyncio.timeout(_DEADLINE):
                     assert json.loads(await client.recv()) == {"stream": stream, "data": data}
         query = {"symbol": "BTCUSDT"}
+        async with session.get("/fapi/v1/trades", params=query) as answer:
+            told = [trade["id"] for trade in await answer.json()]
+            assert told == [7], "only trades of the market"
         async with session.get("/fapi/v1/openInterest", params=query) as answer:
             assert await answer.json() == interest
         async with session.get("/fapi/v1/premiumIndex", params=query) as answer:
