@@ -62,3 +62,7 @@ class SnapshotPolicy:
         self.max_buffered = max_buffered
         self.max_levels = max_levels
         self.min_levels = min_levels
+
+    def as_dict(self) -> dict[str, float]:
+        """Give the arguments that make the same policy."""
+        return {name: getattr(self, name) for name in self.__slots__}

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import structlog
 from google.protobuf.message import DecodeError
@@ -14,6 +15,7 @@ from marketprism.market.v1 import order_book_pb2 as pb
 from services.collector.connection import backoff
 from services.collector.feed import InstrumentFeed
 from services.collector.instruments import Chosen, announce, choose, compare
+from services.collector.journal import Journal
 from services.collector.ledger import Ledger
 from services.collector.pool import ConnectionPool
 from services.collector.rest import Priority, RestClient, RestError
@@ -59,7 +61,9 @@ class Roster:
         pool: ConnectionPool,
         requests: FeedRequests,
         shares: Callable[[str], bool],
+        journal: Journal | None = None,
     ) -> None:
+        self._journal = journal
         self.feeds: dict[str, InstrumentFeed] = {}
         self.by_symbol: dict[str, InstrumentFeed] = {}
         self.listed: dict[str, InstrumentSpec] = {}
@@ -115,9 +119,7 @@ class Roster:
         """
         now = time.time_ns()
         for feed in [feed for feed in self.feeds.values() if is_lost(feed.spec.symbol)]:
-            if not told:
-                feed.book.mute()
-            self._retire(feed.spec, now)
+            self.retire(feed.spec, now, listed=True, told=told)
 
     async def run(self) -> None:
         """Keep up with the venue's list."""
@@ -151,6 +153,82 @@ class Roster:
                 read = time.monotonic()
                 await self._read(first=False)
             await self._apply()
+
+    # What changes feeds; replay calls these with what was noted.
+
+    def announce(self, spec: InstrumentSpec, now: int, *, delisted: bool = False) -> None:
+        """Publish what the venue says of an instrument."""
+        self._note("announce", now, spec=spec, delisted=delisted)
+        announce(self._publisher.publish, spec, now, delisted=delisted)
+
+    def start(
+        self, spec: InstrumentSpec, epoch: int, trade_id: int, now: int, *, taken_over: bool
+    ) -> None:
+        """Begin to collect an instrument, beyond the epoch and trade that were reached before."""
+        self._note("start", now, spec=spec, epoch=epoch, trade_id=trade_id, taken_over=taken_over)
+        feed = InstrumentFeed(
+            spec,
+            self._adapter,
+            self._publisher,
+            self._ledger,
+            self._policy,
+            self._requests.snapshot,
+            self._requests.history,
+            epoch_floor=epoch,
+            last_trade_id=trade_id,
+        )
+        self.feeds[spec.native_symbol] = feed
+        self.by_symbol[spec.symbol] = feed
+        if taken_over:
+            self._ledger.record(
+                integrity.INTEGRITY_KIND_TAKEN_OVER,
+                integrity.INTEGRITY_CAUSE_LEASE,
+                f"an earlier collector reached epoch {epoch} and trade {trade_id}",
+                exchange=self._exchange,
+                symbol=spec.symbol,
+                now=now,
+                epoch=epoch,
+            )
+
+    def change(self, feed: InstrumentFeed, spec: InstrumentSpec, now: int) -> None:
+        """Take what the venue now says of an instrument that is collected."""
+        self._note("change", now, spec=spec)
+        feed.change(spec, now)
+
+    def retire(self, spec: InstrumentSpec, now: int, *, listed: bool, told: bool = True) -> None:
+        """End an instrument here; `listed` when another collector goes on with it.
+
+        Without `told` nothing of it may be let out any more.
+        """
+        self._note("retire", now, spec=spec, listed=listed, told=told)
+        feed = self.feeds.pop(spec.native_symbol)
+        self.by_symbol.pop(spec.symbol, None)
+        self._requests.cancel(spec.native_symbol)
+        self._pool.remove(each.topic for each in self._subscriptions.pop(spec.native_symbol, ()))
+        if not told:
+            feed.book.mute()
+        feed.retire(
+            pb.ORDER_BOOK_REASON_INSTRUMENT_CHANGED,
+            "another collector has it now" if listed else "the instrument trades no more",
+            now,
+        )
+        self._ledger.record(
+            integrity.INTEGRITY_KIND_HANDED_OVER,
+            integrity.INTEGRITY_CAUSE_LEASE
+            if listed
+            else integrity.INTEGRITY_CAUSE_INSTRUMENT_CHANGED,
+            "handed over to another collector" if listed else "the instrument trades no more",
+            exchange=self._exchange,
+            symbol=spec.symbol,
+            now=now,
+            epoch=feed.book.epoch,
+            sequence=feed.book.sequence,
+            venue_sequence=feed.book.venue_sequence,
+        )
+
+    def _note(self, what: str, now: int, **data: Any) -> None:
+        if self._journal is not None:
+            self._journal.note(what, now, **data)
 
     # Inside
 
@@ -204,19 +282,18 @@ class Roster:
         now = time.time_ns()
         changes = compare(self.listed, list(listed.values()))
         told = {spec.native_symbol: spec for spec in specs}
-        publish = self._publisher.publish
         for spec in changes.removed:
             last = told.get(spec.native_symbol)
             # What is still told of but not chosen any more is halted, not gone.
             here = last is not None and last.symbol == spec.symbol
-            announce(publish, last if here and last else spec, now, delisted=not here)
+            self.announce(last if here and last else spec, now, delisted=not here)
         for spec in changes.added:
-            announce(publish, spec, now)
+            self.announce(spec, now)
         for change in changes.changed:
             self._log.info(
                 "instrument changed", symbol=change.new.symbol, fields=list(change.fields)
             )
-            announce(publish, change.new, now)
+            self.announce(change.new, now)
 
     async def _apply(self) -> None:
         """Make feeds and subscriptions equal to what is listed and ours."""
@@ -229,11 +306,11 @@ class Roster:
         ]
         now = time.time_ns()
         for spec in gone:
-            self._retire(spec, now)
+            self.retire(spec, now, listed=spec.native_symbol in self.listed)
         new = [spec for name, spec in wanted.items() if name not in self.feeds]
         for name, feed in self.feeds.items():
             if feed.spec != wanted[name]:
-                feed.change(wanted[name], now)
+                self.change(feed, wanted[name], now)
         await self._add(new)
         self._share_out()
         polls = self._adapter.polls([feed.spec for feed in self.feeds.values()], self._selection)
@@ -245,31 +322,6 @@ class Roster:
                 "instruments", collected=len(self.feeds), added=len(new), removed=len(gone)
             )
 
-    def _retire(self, spec: InstrumentSpec, now: int) -> None:
-        feed = self.feeds.pop(spec.native_symbol)
-        self.by_symbol.pop(spec.symbol, None)
-        self._requests.cancel(spec.native_symbol)
-        self._pool.remove(each.topic for each in self._subscriptions.pop(spec.native_symbol, ()))
-        listed = spec.native_symbol in self.listed
-        feed.retire(
-            pb.ORDER_BOOK_REASON_INSTRUMENT_CHANGED,
-            "another collector has it now" if listed else "the instrument trades no more",
-            now,
-        )
-        self._ledger.record(
-            integrity.INTEGRITY_KIND_HANDED_OVER,
-            integrity.INTEGRITY_CAUSE_LEASE
-            if listed
-            else integrity.INTEGRITY_CAUSE_INSTRUMENT_CHANGED,
-            "handed over to another collector" if listed else "the instrument trades no more",
-            exchange=self._exchange,
-            symbol=spec.symbol,
-            now=now,
-            epoch=feed.book.epoch,
-            sequence=feed.book.sequence,
-            venue_sequence=feed.book.venue_sequence,
-        )
-
     async def _add(self, specs: Sequence[InstrumentSpec]) -> None:
         slots = asyncio.Semaphore(_FLOORS_AT_ONCE)
 
@@ -279,29 +331,7 @@ class Roster:
             if not self._shares(spec.symbol):
                 # Lost again while the broker was asked.
                 return
-            feed = InstrumentFeed(
-                spec,
-                self._adapter,
-                self._publisher,
-                self._ledger,
-                self._policy,
-                self._requests.snapshot,
-                self._requests.history,
-                epoch_floor=epoch,
-                last_trade_id=trade_id,
-            )
-            self.feeds[spec.native_symbol] = feed
-            self.by_symbol[spec.symbol] = feed
-            if self.ready and epoch:
-                self._ledger.record(
-                    integrity.INTEGRITY_KIND_TAKEN_OVER,
-                    integrity.INTEGRITY_CAUSE_LEASE,
-                    f"an earlier collector reached epoch {epoch} and trade {trade_id}",
-                    exchange=self._exchange,
-                    symbol=spec.symbol,
-                    now=time.time_ns(),
-                    epoch=epoch,
-                )
+            self.start(spec, epoch, trade_id, time.time_ns(), taken_over=self.ready and epoch > 0)
 
         async with asyncio.TaskGroup() as group:
             for spec in specs:

@@ -15,7 +15,6 @@ from marketprism.collector.v1 import integrity_event_pb2 as integrity
 from marketprism.market.v1 import order_book_pb2 as book_pb
 
 from services.collector.budget import BudgetPools
-from services.collector.feed import InstrumentFeed
 from services.collector.ledger import Ledger
 from services.collector.metrics import VenueMetrics
 from services.collector.recording import Recorder
@@ -110,14 +109,15 @@ class CollectorService(BaseService):
         session = await stack.enter_async_context(
             aiohttp.ClientSession(headers={"User-Agent": f"marketprism/{self.version}"})
         )
-        await self.publisher.start()
-        stack.push_async_callback(self._close_publisher)
         recording = self.settings.recording
+        # Opened before all that it records, so that it is closed after the last of it.
         if recording.directory is not None:
             self._recorder = Recorder(
                 recording.directory, f"{self.settings.collector_id}", recording
             )
             self.spawn(self._recorder.run(), "recorder")
+        await self.publisher.start()
+        stack.push_async_callback(self._close_publisher)
         books = self.settings.books
         policy = SnapshotPolicy(
             every_updates=books.snapshot_every_updates,
@@ -132,6 +132,7 @@ class CollectorService(BaseService):
             if not settings.enabled:
                 continue
             adapter = adapter_for_exchange(exchange)
+            on_answer = self._record_answers(exchange)
             rest = RestClient(
                 settings.rest_url or adapter.default_rest_url,
                 session,
@@ -139,7 +140,7 @@ class CollectorService(BaseService):
                     adapter.rest_pool, _limit(adapter.rest_pool, settings.weight_per_minute)
                 ),
                 settings.rest_seconds,
-                self._record_answer if self._recorder is not None else None,
+                on_answer,
                 refusal=adapter.rest_refusal,
             )
             self.venues.append(
@@ -158,13 +159,10 @@ class CollectorService(BaseService):
             )
         self.metrics.registry.register(VenueMetrics(self.venues, self._recorder))
         for venue in self.venues:
-            self._ledger.record(
-                integrity.INTEGRITY_KIND_COLLECTOR_STARTED,
-                integrity.INTEGRITY_CAUSE_PROCESS,
-                "the collector started",
-                exchange=venue.exchange,
-                now=self._start_time,
+            venue.note_begin(
+                self.settings.collector_id, self._start_time, first=venue is self.venues[0]
             )
+            venue.on_lifetime(integrity.INTEGRITY_KIND_COLLECTOR_STARTED, self._start_time)
             self.spawn(venue.run(), venue.exchange)
         if self._sharing is not None:
             self.spawn(self._sharing.manager.run(), "leases")
@@ -236,17 +234,7 @@ class CollectorService(BaseService):
     async def _close_publisher(self) -> None:
         now = time.time_ns()
         for venue in self.venues:
-            self._ledger.record(
-                integrity.INTEGRITY_KIND_COLLECTOR_STOPPED,
-                integrity.INTEGRITY_CAUSE_PROCESS,
-                "the collector stopped",
-                exchange=venue.exchange,
-                now=now,
-            )
-            for feed in venue.feeds.values():
-                feed.book.on_silence(
-                    "the collector stopped", now, book_pb.ORDER_BOOK_REASON_COLLECTOR_SILENT
-                )
+            venue.on_lifetime(integrity.INTEGRITY_KIND_COLLECTOR_STOPPED, now)
         if self.publisher.status.connected and not await self.publisher.drain(_DRAIN_SECONDS):
             self.log.warning("not everything could be stored", left=self.publisher.status.in_flight)
         await self.publisher.stop()
@@ -270,9 +258,13 @@ class CollectorService(BaseService):
             self.publisher.tell(subject, message.SerializeToString())
             await asyncio.sleep(_HEARTBEAT_SECONDS)
 
-    def _record_answer(self, url: str, body: bytes, received: int) -> None:
-        if self._recorder is not None:
-            self._recorder.record("http", url, f"{self.settings.collector_id}.http", body, received)
+    def _record_answers(self, exchange: str) -> Callable[[str, bytes, int], None] | None:
+        recorder = self._recorder
+        if recorder is None:
+            return None
+        return lambda url, body, received: recorder.record(
+            "http", url, f"{exchange}.http", body, received
+        )
 
     def _on_broker(self, connected: bool, detail: str) -> None:
         if connected:
@@ -281,28 +273,17 @@ class CollectorService(BaseService):
             self.log.warning("broker lost; events are buffered", detail=detail)
         now = time.time_ns()
         for venue in self.venues:
-            for feed in venue.feeds.values():
-                feed.on_broker(connected, now)
+            venue.on_broker(connected, now)
 
     def _on_dropped(self, key: str, count: int) -> None:
-        if any(venue.tape.on_dropped(key, count) for venue in self.venues):
-            return
-        feed = self._feed(*key.removeprefix("top:").split("/", 1))
-        if feed is not None:
-            feed.on_dropped(key, count)
+        now = time.time_ns()
+        any(venue.on_dropped(key, count, now) for venue in self.venues)
 
     def _on_rejected(self, subject: str, message_id: str, reason: str) -> None:
         if reason != "BUFFER_FULL":
             self.log.error("not publishable", subject=subject, message_id=message_id, reason=reason)
-        feed = self._feed(*subject.split(".", 3)[2:])
-        if feed is not None:
-            feed.on_rejected(subject, message_id)
-
-    def _feed(self, exchange: str, symbol: str) -> InstrumentFeed | None:
-        for venue in self.venues:
-            if venue.exchange == exchange:
-                return venue.by_symbol.get(symbol)
-        return None
+        now = time.time_ns()
+        any(venue.on_rejected(subject, message_id, now) for venue in self.venues)
 
 
 def _limit(pool: RestPool, weight_per_minute: int | None) -> int:

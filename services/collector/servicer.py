@@ -7,7 +7,6 @@ from typing import Any, TypeAlias
 import grpc
 from marketprism.collector.v1 import collector_service_pb2 as pb
 from marketprism.collector.v1 import collector_service_pb2_grpc as pb_grpc
-from marketprism.market.v1 import order_book_pb2 as book_pb
 
 from services.collector.sharing import Sharing
 from services.collector.status import instrument_state, status_message
@@ -83,7 +82,7 @@ class CollectorServicer(pb_grpc.CollectorServiceServicer):
         feed = venue.by_symbol.get(request.symbol)
         if feed is not None:
             now = time.time_ns()
-            feed.book.rebuild(book_pb.ORDER_BOOK_REASON_REQUESTED, "a rebuild was asked for", now)
+            venue.rebuild(feed, "a rebuild was asked for", now)
             return pb.ResyncResponse(status=feed.book.status(now))
         raise NotFound(
             f"{request.symbol!r} of {request.exchange} is not among the {len(venue.feeds)} "

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -11,6 +12,7 @@ from marketprism.market.v1 import order_book_pb2 as pb
 
 from services.collector.connection import backoff
 from services.collector.feed import InstrumentFeed
+from services.collector.journal import Journal
 from services.collector.ledger import Ledger
 from services.collector.rest import Priority, RateLimitedError, RestClient, RestError
 from services.collector.settings import ExchangeSettings
@@ -47,7 +49,9 @@ class FeedRequests:
         ledger: Ledger,
         spawn: Callable[[Coroutine[Any, Any, Any], str], asyncio.Task[Any]],
         renew: Callable[[InstrumentFeed], bool],
+        journal: Journal | None = None,
     ) -> None:
+        self._journal = journal
         self._exchange = exchange
         self._adapter = adapter
         self._settings = settings
@@ -110,6 +114,55 @@ class FeedRequests:
                 f"{self._exchange}: look for trades of {feed.spec.symbol}",
             )
 
+    # What came of it; replay calls these with what was noted.
+
+    def on_snapshot_failed(
+        self, feed: InstrumentFeed, detail: str, now: int, *, limited: bool
+    ) -> None:
+        """Take note that there is no snapshot; `limited` when the venue says we ask too much."""
+        self._note("snapshot_failed", feed, now, detail=detail, limited=limited)
+        if limited:
+            self._ledger.record(
+                integrity.INTEGRITY_KIND_RATE_LIMITED,
+                integrity.INTEGRITY_CAUSE_RATE_LIMIT,
+                detail,
+                exchange=self._exchange,
+                symbol=feed.spec.symbol,
+                now=now,
+            )
+        feed.book.on_snapshot_failed(
+            pb.ORDER_BOOK_REASON_RATE_LIMITED if limited else pb.ORDER_BOOK_REASON_SNAPSHOT_FAILED,
+            detail,
+            now,
+        )
+
+    def on_history(
+        self, feed: InstrumentFeed, first: int, trades: list[TradePrint], detail: str, now: int
+    ) -> None:
+        """Take what the venue's history has."""
+        missing = feed.trades.missing
+        if missing is not None:
+            trades = [each for each in trades if missing[0] <= each.trade_id <= missing[1]]
+        self._note(
+            "history", feed, now, first=first, detail=detail,
+            trades=[dataclasses.asdict(each) for each in trades],
+        )  # fmt: skip
+        feed.on_history(first, trades, detail, now)
+
+    def on_probe(self, feed: InstrumentFeed, sequence: int, before: int, now: int) -> bool:
+        """Take at which id the venue's book stands."""
+        self._note("probe", feed, now, sequence=sequence, before=before)
+        return feed.on_probe(sequence, before, now)
+
+    def on_trade_found(self, feed: InstrumentFeed, trade: TradePrint, now: int) -> None:
+        """Take a trade that the stream did not tell: it shows the hole, and the rest fills it."""
+        self._note("trade_found", feed, now, trade=trade)
+        feed.on_trade(trade, now)
+
+    def _note(self, what: str, feed: InstrumentFeed, now: int, **data: Any) -> None:
+        if self._journal is not None:
+            self._journal.note(what, now, native_symbol=feed.spec.native_symbol, **data)
+
     # Inside
 
     async def _fetch(self, feed: InstrumentFeed, attempt: int) -> None:
@@ -118,31 +171,22 @@ class FeedRequests:
         )
         if attempt:
             await asyncio.sleep(backoff(self._settings, attempt - 1))
-        failed = pb.ORDER_BOOK_REASON_SNAPSHOT_FAILED
         name = feed.spec.native_symbol
         try:
             async with self._slots:
                 body, received = await self._rest.get(request, priority=Priority.SNAPSHOT)
             snapshot = self._adapter.decode_snapshot(body, request)
-            # From here on a new request may be made; this one must not be cancelled for it.
+        except (RestError, MalformedFrameError) as error:
             self._fetching.pop(name, None)
-            feed.book.on_snapshot(snapshot, received)
-        except RateLimitedError as error:
-            self._fetching.pop(name, None)
-            self._ledger.record(
-                integrity.INTEGRITY_KIND_RATE_LIMITED,
-                integrity.INTEGRITY_CAUSE_RATE_LIMIT,
-                str(error),
-                exchange=self._exchange,
-                symbol=feed.spec.symbol,
-                now=time.time_ns(),
+            self.on_snapshot_failed(
+                feed, str(error), time.time_ns(), limited=isinstance(error, RateLimitedError)
             )
-            feed.book.on_snapshot_failed(
-                pb.ORDER_BOOK_REASON_RATE_LIMITED, str(error), time.time_ns()
-            )
-        except (RestError, MalformedFrameError, InvalidDecimalError) as error:
-            self._fetching.pop(name, None)
-            feed.book.on_snapshot_failed(failed, str(error), time.time_ns())
+            return
+        # From here on a new request may be made; this one must not be cancelled for it.
+        self._fetching.pop(name, None)
+        if self._journal is not None:
+            self._journal.note("snapshot", received, native_symbol=name, request=request)
+        feed.book.on_snapshot(snapshot, received)
 
     async def _subscribe_anew(self, feed: InstrumentFeed, attempt: int) -> None:
         """Subscribe anew until a snapshot came: each time waits longer."""
@@ -179,7 +223,7 @@ class FeedRequests:
                 break
             # REST may be a little behind the stream that showed the hole.
             detail = "the venue's history does not reach so far"
-        feed.on_history(first, trades, detail, received or time.time_ns())
+        self.on_history(feed, first, trades, detail, received or time.time_ns())
 
     async def _look(self, feed: InstrumentFeed, done: Callable[[bool | None], None]) -> None:
         name = feed.spec.native_symbol
@@ -192,14 +236,14 @@ class FeedRequests:
             if snapshot.last != before:
                 # The change may be on its way: look whether it has come by now.
                 await asyncio.sleep(min(2.0, self._settings.lag_seconds))
-            done(feed.on_probe(snapshot.last, before, time.time_ns()))
+            done(self.on_probe(feed, snapshot.last, before, time.time_ns()))
         finally:
             self._probing.discard(name)
 
     async def _look_for_trades(self, feed: InstrumentFeed, missed: Callable[[], None]) -> None:
         name = feed.spec.native_symbol
         try:
-            before = feed.trades.last_id
+            before = feed.trades.last_id or feed.oldest_trade
             request = self._adapter.trades_request(name, before + 1 if before else 0, 1)
             try:
                 async with self._probes:
@@ -207,11 +251,16 @@ class FeedRequests:
                 trades = self._adapter.decode_trades(body, name)
             except (RestError, MalformedFrameError):
                 return
+            if not trades:
+                return
+            if not before:
+                # Traded before we looked on; what comes after it must come over the stream.
+                feed.oldest_trade = trades[-1].trade_id
+                return
             await asyncio.sleep(min(2.0, self._settings.lag_seconds))
-            if trades and feed.trades.last_id == before < trades[-1].trade_id:
+            if (feed.trades.last_id or feed.oldest_trade) == before < trades[-1].trade_id:
                 missed()
-                # The last of them shows the hole, and the rest fills it.
-                feed.on_trade(trades[-1], received)
+                self.on_trade_found(feed, trades[-1], received)
         finally:
             self._looking.discard(name)
 

@@ -13,6 +13,7 @@ from marketprism.market.v1 import order_book_pb2 as pb
 from services.collector.connection import VenueConnectionTask
 from services.collector.contracts import ContractSize
 from services.collector.feed import InstrumentFeed
+from services.collector.journal import Journal
 from services.collector.ledger import Ledger
 from services.collector.observations import ObservationTape
 from services.collector.polling import Poller
@@ -39,6 +40,7 @@ from services.collector.venues.base import (
     RestRequest,
     Several,
     SkippedTrade,
+    Subscription,
     TopOfBook,
     TradePrint,
     VenueAdapter,
@@ -50,6 +52,7 @@ from services.shared.publisher import Publisher
 __all__ = ["Venue"]
 
 _TICK_SECONDS = 0.5
+_ROOMY = 1000  # messages that may wait for the broker while books begin anew
 _RATE_SECONDS = 5.0
 _MALFORMED_TOLD = 20  # malformed frames between two ticks that the ledger tells one by one
 _ONE = ContractSize("1")
@@ -80,6 +83,7 @@ class Venue:
         recorder: Recorder | None = None,
         shares: Callable[[str], bool] = lambda _: True,
     ) -> None:
+        self._journal = Journal(recorder, exchange) if recorder is not None else None
         self.exchange = exchange
         self.settings = settings
         self.rest = rest
@@ -92,6 +96,7 @@ class Venue:
         self._spawn = spawn
         self._recorder = recorder
         self._shares = shares
+        self._policy = policy
         self._log = structlog.get_logger(exchange=exchange)
         self._disconnections: dict[str, tuple[str, int]] = {}
         self._silent: dict[tuple[str, int], tuple[str, int]] = {}
@@ -99,11 +104,11 @@ class Venue:
         self._malformed_untold = 0
         self.pool = ConnectionPool(exchange, adapter, settings, self, spawn)
         self.requests = FeedRequests(
-            exchange, adapter, settings, rest, ledger, spawn, self._renew_book
+            exchange, adapter, settings, rest, ledger, spawn, self._renew_book, self._journal
         )
         self.roster = Roster(
             exchange, adapter, settings, rest, publisher, ledger, policy, self.pool, self.requests,
-            shares,
+            shares, self._journal,
         )  # fmt: skip
         self.feeds = self.roster.feeds
         self.by_symbol = self.roster.by_symbol
@@ -151,6 +156,17 @@ class Venue:
         """What it waits for while it is not ready."""
         return self.roster.detail
 
+    def note_begin(self, collector_id: str, now: int, *, first: bool) -> None:
+        """Write into the recording how this venue is collected; `first` for the first venue."""
+        self._note(
+            "begin",
+            now,
+            collector_id=collector_id,
+            first=first,
+            settings=self.settings.model_dump(mode="json"),
+            policy=self._policy.as_dict(),
+        )
+
     async def run(self) -> None:
         """Collect until cancelled."""
         self.roster.detail = "waiting for the broker"
@@ -163,16 +179,16 @@ class Venue:
             self._spawn(work, f"{self.exchange}: {name}")
         while True:
             await asyncio.sleep(_TICK_SECONDS)
-            self.tick(time.time_ns())
+            status = self._publisher.status
+            self.tick(time.time_ns(), roomy=status.connected and status.buffered < _ROOMY)
 
-    def tick(self, now: int) -> None:
-        """Look after what time alone brings."""
+    def tick(self, now: int, *, roomy: bool = True) -> None:
+        """Look after what time alone brings; `roomy` when the broker takes what it is given."""
+        self._note("tick", now, roomy=roomy)
         if count := self._malformed_untold:
             self._log.warning("more malformed frames", count=count)
             self._record_malformed(f"{count} more frames could not be read", count, now)
         self._malformed_told = self._malformed_untold = 0
-        status = self._publisher.status
-        roomy = status.connected and status.buffered < 1000
         # Books that came in step together are due together: a few at a time keep frames moving.
         allowed = max(2, len(self.feeds) // 40)
         for feed in self.feeds.values():
@@ -232,6 +248,7 @@ class Venue:
         """Tell the ledger, when the connection was open before."""
         if self._recorder is not None:
             self._recorder.record("ws_open", connection.url, connection.connection_id, "", now)
+        self._note("open", now, connection=connection.connection_id)
         ended = self._disconnections.pop(connection.connection_id, None)
         if ended is not None:
             event, since = ended
@@ -336,8 +353,13 @@ class Venue:
             for kind in subscription.kinds:
                 feed.refusals.pop(kind, None)
             if _BOOK in subscription.kinds:
-                feed.expects_snapshot = True
-                feed.lanes.join(connection.connection_id, now)
+                self.join(feed, connection.connection_id, now)
+
+    def join(self, feed: InstrumentFeed, lane: str, now: int) -> None:
+        """Begin to take a book from a connection."""
+        self._note("join", now, native_symbol=feed.spec.native_symbol, lane=lane)
+        feed.expects_snapshot = True
+        feed.lanes.join(lane, now)
 
     def on_unsubscribed(
         self, connection: VenueConnectionTask, topics: Sequence[Topic], now: int
@@ -351,30 +373,48 @@ class Venue:
         for topic in topics:
             subscription = topic.subscription
             feed = self.feeds.get(subscription.native_symbol)
-            for kind in subscription.kinds:
-                if feed is not None:
-                    feed.refusals[kind] = topic.refusal
-                if topic.refusals > 1:
-                    continue
-                self._ledger.record(
-                    integrity.INTEGRITY_KIND_SUBSCRIPTION_REFUSED,
-                    integrity.INTEGRITY_CAUSE_VENUE_REFUSED,
-                    f"{subscription.topic}: {topic.refusal}; asked for again after a while",
-                    exchange=self.exchange,
-                    symbol=feed.spec.symbol if feed is not None else "",
-                    now=now,
-                    event_kind=kind,
-                    connection_id=connection.connection_id,
-                )
+            if feed is not None:
+                feed.refusals |= dict.fromkeys(subscription.kinds, topic.refusal)
+            if topic.refusals == 1:
+                self.tell_refused(connection.connection_id, subscription, topic.refusal, now)
+
+    def tell_refused(
+        self, connection_id: str, subscription: Subscription, refusal: str, now: int
+    ) -> None:
+        """Write a refused subscription to the ledger."""
+        self._note(
+            "refused", now, connection=connection_id, subscription=subscription, refusal=refusal
+        )
+        feed = self.feeds.get(subscription.native_symbol)
+        for kind in subscription.kinds:
+            self._ledger.record(
+                integrity.INTEGRITY_KIND_SUBSCRIPTION_REFUSED,
+                integrity.INTEGRITY_CAUSE_VENUE_REFUSED,
+                f"{subscription.topic}: {refusal}; asked for again after a while",
+                exchange=self.exchange,
+                symbol=feed.spec.symbol if feed is not None else "",
+                now=now,
+                event_kind=kind,
+                connection_id=connection_id,
+            )
 
     def on_silent(self, connection: VenueConnectionTask, seconds: float, now: int) -> None:
         """Tell in-band that the books of a silent connection are stale."""
+        self._note("silent", now, connection=connection.connection_id, seconds=seconds)
         for feed in self._carried(connection):
             if feed.lanes.names == [connection.connection_id]:
                 feed.book.on_silence(f"no frame on the connection for {seconds:.1f} s", now)
 
     def on_closed(self, connection: VenueConnectionTask, detail: str, now: int) -> None:
         """Tell the ledger and every book that nothing continues it."""
+        self._note(
+            "closed",
+            now,
+            connection=connection.connection_id,
+            detail=detail,
+            cause=connection.last_cause,
+            last_frame_time=connection.last_frame_time,
+        )
         event = self._ledger.record(
             integrity.INTEGRITY_KIND_DISCONNECTED,
             connection.last_cause,
@@ -400,6 +440,14 @@ class Venue:
         self, old: VenueConnectionTask, new: VenueConnectionTask, reason: str, now: int
     ) -> None:
         """Let the old connection's part in every book go."""
+        self._note(
+            "rolled_over",
+            now,
+            old=old.connection_id,
+            new=new.connection_id,
+            open_time=new.open_time,
+            reason=reason,
+        )
         for feed in self._carried(old):
             feed.on_disconnected(old.connection_id, f"replaced by {new.connection_id}", now)
         self._disconnections.pop(old.connection_id, None)
@@ -479,28 +527,35 @@ class Venue:
         return last
 
     def _on_quiet(self, connection: VenueConnectionTask, topic: Topic, seconds: float) -> None:
-        subscription = topic.subscription
-        feed = self.feeds.get(subscription.native_symbol)
-        now = time.time_ns()
-        kind = subscription.kinds[0]
         self._log.warning(
             "a subscription is silent",
-            topic=subscription.topic,
+            topic=topic.subscription.topic,
             connection=connection.connection_id,
             seconds=round(seconds, 1),
         )
-        self._ledger.record(
-            integrity.INTEGRITY_KIND_SILENT,
-            integrity.INTEGRITY_CAUSE_UNSPECIFIED,
-            f"{subscription.topic} was acknowledged and has said nothing for {seconds:.1f} s; "
-            "it is subscribed to anew",
-            exchange=self.exchange,
-            symbol=feed.spec.symbol if feed is not None else "",
-            now=now,
-            event_kind=kind,
-            begin=now - int(seconds * 1e9),
-            connection_id=connection.connection_id,
+        self.tell_quiet(connection.connection_id, topic.subscription, seconds, time.time_ns())
+
+    def tell_quiet(
+        self, connection_id: str, subscription: Subscription, seconds: float, now: int
+    ) -> None:
+        """Write a subscription that says nothing to the ledger."""
+        self._note(
+            "quiet", now, connection=connection_id, subscription=subscription, seconds=seconds
         )
+        feed = self.feeds.get(subscription.native_symbol)
+        for kind in subscription.kinds[:1]:
+            self._ledger.record(
+                integrity.INTEGRITY_KIND_SILENT,
+                integrity.INTEGRITY_CAUSE_UNSPECIFIED,
+                f"{subscription.topic} was acknowledged and has said nothing for {seconds:.1f} s; "
+                "it is subscribed to anew",
+                exchange=self.exchange,
+                symbol=feed.spec.symbol if feed is not None else "",
+                now=now,
+                event_kind=kind,
+                begin=now - int(seconds * 1e9),
+                connection_id=connection_id,
+            )
 
     def _renew_book(self, feed: InstrumentFeed) -> bool:
         return any(
@@ -530,20 +585,89 @@ class Venue:
         return await self.rest.get(request, priority=Priority.POLL)
 
     def _on_poll(self, poll: Poll, body: bytes, received: int) -> None:
+        self._note("poll", received, poll=poll)
+        self.on_answer(poll, body, received)
+
+    def on_answer(self, poll: Poll, body: bytes, received: int) -> None:
+        """Take the answer to a poll."""
         for observation in self._adapter.decode_poll(body, poll):
             if not observation.symbol or self._shares(observation.symbol):
                 self.tape.on_observation(observation, received)
 
     def _on_poll_failed(self, poll: Poll, error: Exception) -> None:
         if isinstance(error, RateLimitedError):
-            self._ledger.record(
-                integrity.INTEGRITY_KIND_RATE_LIMITED,
-                integrity.INTEGRITY_CAUSE_RATE_LIMIT,
-                str(error),
-                exchange=self.exchange,
-                now=time.time_ns(),
-                event_kind=poll.kind,
-            )
+            self.tell_rate_limited(poll.kind, str(error), time.time_ns())
+
+    def tell_rate_limited(
+        self, kind: "common_pb2.EventKind.ValueType", detail: str, now: int
+    ) -> None:
+        """Write to the ledger that the venue refused a poll for its limits."""
+        self._note("rate_limited", now, kind=kind, detail=detail)
+        self._ledger.record(
+            integrity.INTEGRITY_KIND_RATE_LIMITED,
+            integrity.INTEGRITY_CAUSE_RATE_LIMIT,
+            detail,
+            exchange=self.exchange,
+            now=now,
+            event_kind=kind,
+        )
+
+    # What the service and its callers ask for
+
+    def rebuild(self, feed: InstrumentFeed, detail: str, now: int) -> None:
+        """Rebuild a book because somebody asked for it."""
+        self._note("rebuild", now, native_symbol=feed.spec.native_symbol, detail=detail)
+        feed.book.rebuild(pb.ORDER_BOOK_REASON_REQUESTED, detail, now)
+
+    def on_broker(self, connected: bool, now: int) -> None:
+        """Take note that the broker came or went."""
+        self._note("broker", now, connected=connected)
+        for feed in self.feeds.values():
+            feed.on_broker(connected, now)
+
+    def on_dropped(self, key: str, count: int, now: int) -> bool:
+        """Take note that the broker's buffer gave up what was unsent; False when not of ours."""
+        if self.tape.on_dropped(key, count):
+            self._note("dropped", now, key=key, count=count)
+            return True
+        exchange, _, symbol = key.removeprefix("top:").partition("/")
+        feed = self.by_symbol.get(symbol) if exchange == self.exchange else None
+        if feed is None:
+            return False
+        self._note("dropped", now, key=key, count=count)
+        feed.on_dropped(key, count)
+        return True
+
+    def on_rejected(self, subject: str, message_id: str, now: int) -> bool:
+        """Take note that the broker's buffer had no room for a message; False when not of ours."""
+        _, _, exchange, symbol = (*subject.split(".", 3), "", "", "")[:4]
+        feed = self.by_symbol.get(symbol) if exchange == self.exchange else None
+        if feed is None:
+            return False
+        self._note("rejected", now, subject=subject, message_id=message_id)
+        feed.on_rejected(subject, message_id)
+        return True
+
+    def on_lifetime(self, kind: "integrity.IntegrityKind.ValueType", now: int) -> None:
+        """Tell the ledger that the collector started, or stopped; then books are STALE."""
+        self._note("lifetime", now, kind=kind)
+        started = kind == integrity.INTEGRITY_KIND_COLLECTOR_STARTED
+        self._ledger.record(
+            kind,
+            integrity.INTEGRITY_CAUSE_PROCESS,
+            f"the collector {'started' if started else 'stopped'}",
+            exchange=self.exchange,
+            now=now,
+        )
+        if not started:
+            for feed in self.feeds.values():
+                feed.book.on_silence(
+                    "the collector stopped", now, pb.ORDER_BOOK_REASON_COLLECTOR_SILENT
+                )
+
+    def _note(self, what: str, now: int, **data: Any) -> None:
+        if self._journal is not None:
+            self._journal.note(what, now, **data)
 
     def _on_roster(self, polls: Sequence[Poll], gone: Sequence[str]) -> None:
         self.poller.set_polls(polls)

@@ -120,12 +120,9 @@ def test_a_full_buffer_is_waited_for_before_a_book_speaks_again() -> None:
     bench.in_step()
     (feed,) = bench.feeds
     feed.on_dropped(feed.key, 3)
-    for connected, buffered in [(False, 0), (True, 5000)]:
-        bench.out.connected, bench.out.buffered = connected, buffered
-        bench.venue.tick(T0 + SECOND)
-        assert feed.book.muted
-    bench.out.connected, bench.out.buffered = True, 10
-    bench.venue.tick(T0 + 2 * SECOND)
+    bench.venue.tick(T0 + SECOND, roomy=False)
+    assert feed.book.muted
+    bench.venue.tick(T0 + 2 * SECOND, roomy=True)
     assert not feed.book.muted
     assert bench.entries[-1].kind == integrity.INTEGRITY_KIND_DROPPED
 
