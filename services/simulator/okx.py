@@ -30,6 +30,7 @@ from services.simulator.market import (
     Trade,
     UnknownSymbolError,
 )
+from services.simulator.okx_books import DEPTH_CHANNELS, OkxBooks
 from services.simulator.okx_candles import BAR_CHANNELS, bar_of
 from services.simulator.okx_channels import (
     CHANNELS,
@@ -58,17 +59,13 @@ from services.simulator.reference import (
     OpenInterest,
     OptionGreeks,
 )
-from services.simulator.window import BookWindow, WindowChange
 
 if TYPE_CHECKING:
     from services.simulator.server import SimulatedVenue
 
 __all__ = ["Okx"]
 
-_DEPTH = ("books:", "books-l2-tbt:", "books50-l2-tbt:")
-_LEVELS = 400
-_FEW = 5
-_BEST = 25
+_DEPTH = tuple(f"{channel}:" for channel in DEPTH_CHANNELS)
 
 
 class _State:
@@ -97,27 +94,36 @@ class Okx(VenueProtocol):
         self.default_symbols = default_symbols()
         self.frames = OkxFrames()
         """Writes events; REST uses it too."""
-        self._venue: SimulatedVenue | None = None
-        self._windows: dict[str, BookWindow] = {}
-        self._changes: dict[str, tuple[int, WindowChange]] = {}
-        self._few: dict[str, object] = {}
-        self._sent_at: dict[str, float] = {}
+        self._bound: tuple[SimulatedVenue, OkxSettings, OkxBooks] | None = None
         self._numbers = 0
 
     def bind(self, venue: "SimulatedVenue") -> None:
-        """Take note of the venue whose market is told."""
-        self._venue = venue
+        """Serve that venue from now on."""
+        settings = venue.settings
+        if not isinstance(settings, OkxSettings):
+            raise TypeError(f"expected OkxSettings, got {type(settings).__name__}")
+        self._bound = (
+            venue,
+            settings,
+            OkxBooks(venue, self.frames, checksum=settings.checksum),
+        )
+
+    def _serving(self) -> "tuple[SimulatedVenue, OkxSettings, OkxBooks]":
+        if self._bound is None:
+            raise RuntimeError("the protocol serves no venue yet: expected bind first")
+        return self._bound
 
     @property
     def _market(self) -> Market:
-        assert self._venue is not None, "the protocol belongs to no venue yet"
-        return self._venue.market
+        return self._serving()[0].market
 
     @property
     def _settings(self) -> OkxSettings:
-        assert self._venue is not None, "the protocol belongs to no venue yet"
-        assert isinstance(self._venue.settings, OkxSettings)
-        return self._venue.settings
+        return self._serving()[1]
+
+    @property
+    def _books(self) -> OkxBooks:
+        return self._serving()[2]
 
     def listed(self, symbol: str) -> Listed:
         """Return the instrument of an `instId`."""
@@ -158,15 +164,17 @@ class Okx(VenueProtocol):
             return (_stream(channel, event.symbol),)
         if isinstance(event, RawFrame):
             return (event.stream,)
-        spec = event.spec if isinstance(event, InstrumentChange) else self._spec(event.symbol)
+        if isinstance(event, InstrumentChange):
+            if event.change is not InstrumentEvent.TICK:
+                self._books.forget(event.symbol)
+            return (_stream("instruments", instrument_type(event.spec)),)
+        spec = self._spec(event.symbol)
         if spec is None:
             return ()
         if kind is OptionGreeks:
             return (_stream("opt-summary", spec.family),)
         if kind is Liquidation:
             return (_stream("liquidation-orders", instrument_type(spec)),)
-        if kind is InstrumentChange:
-            return (_stream("instruments", instrument_type(spec)),)
         return ()
 
     def _spec(self, symbol: str) -> SymbolSpec | None:
@@ -203,7 +211,8 @@ class Okx(VenueProtocol):
         frames = self.frames
         match event:
             case DepthUpdate():
-                return self._depth(event, stream) if channel == "books" else self._five(event)
+                books = self._books
+                return books.update(event) if channel == "books" else books.best_five(event)
             case BestPrices():
                 return frames.best(event, self._market.time_us)
             case AggregateTrade():
@@ -236,48 +245,6 @@ class Okx(VenueProtocol):
             case Liquidation():
                 return _data(channel, key, "instType", [frames.liquidation(spec, event)])
         return None
-
-    def _window(self, symbol: str) -> BookWindow:
-        window = self._windows.get(symbol)
-        if window is None:
-            window = self._windows[symbol] = BookWindow(symbol, _LEVELS)
-        return window
-
-    def _follow(self, event: DepthUpdate) -> WindowChange:
-        # `books` and `books5` are told of the same frame one after the other.
-        known = self._changes.get(event.symbol)
-        if known is not None and known[0] == event.last_id:
-            return known[1]
-        change = self._window(event.symbol).follow(self._market, event)
-        self._changes[event.symbol] = (event.last_id, change)
-        return change
-
-    def _depth(self, event: DepthUpdate, stream: str) -> bytes | None:
-        change = self._follow(event)
-        if change.empty:
-            return None
-        self._sent_at[stream] = time.monotonic()
-        return self.frames.book(
-            event.symbol,
-            "update",
-            [(price, after) for price, _, after in change.bids],
-            [(price, after) for price, _, after in change.asks],
-            time_us=event.time_us,
-            checksum=self._checksum(self._window(event.symbol)),
-            sequence=change.last_id,
-            previous=change.previous_id,
-        )
-
-    def _checksum(self, window: BookWindow) -> int:
-        return self.frames.checksum(*window.best(_BEST)) if self._settings.checksum else 0
-
-    def _five(self, event: DepthUpdate) -> bytes | None:
-        self._follow(event)
-        bids, asks = self._window(event.symbol).best(_FEW)
-        if self._few.get(event.symbol) == (bids, asks):
-            return None
-        self._few[event.symbol] = (bids, asks)
-        return self.frames.few_levels(event.symbol, bids, asks, event.time_us, event.last_id)
 
     def _candle(self, channel: str, event: Candle) -> bytes | None:
         spec = self._spec(event.symbol)
@@ -336,7 +303,8 @@ class Okx(VenueProtocol):
         if self.is_depth(stream):
             state.told[stream] = time.monotonic()
             connection.wake()
-            first = self._snapshot(venue, wanted.channel, wanted.key)
+            book = self._books.snapshot(wanted.channel, wanted.key)
+            first = [] if book is None else [book]
         else:
             first = self._first(wanted)
         symbol = self.symbol_of(stream) or ""
@@ -355,33 +323,6 @@ class Okx(VenueProtocol):
             return
         if not exists:
             raise wanted.refused()
-
-    def _snapshot(self, venue: "SimulatedVenue", channel: str, symbol: str) -> list[bytes]:
-        market = self._market
-        book = venue.stale_snapshot(symbol)
-        if book is None and market.raw:
-            book = market.stream_book(symbol)
-            if book is None:
-                return []
-        if book is None:
-            book = self._window(symbol).snapshot(market, market.frame_id(symbol))
-        book = book.top(_LEVELS)
-        with_checksum = self._settings.checksum or market.raw
-        return [
-            self.frames.book(
-                symbol,
-                "snapshot",
-                book.bids,
-                book.asks,
-                time_us=market.time_us,
-                checksum=self.frames.checksum(book.bids[:_BEST], book.asks[:_BEST])
-                if with_checksum
-                else 0,
-                sequence=book.update_id,
-                previous=-1,
-                channel=channel,
-            )
-        ]
 
     def _first(self, wanted: OkxArgument) -> list[bytes]:
         """Return what the venue tells at once of channels that are rarely told."""
@@ -428,27 +369,15 @@ class Okx(VenueProtocol):
         for stream, told in state.told.items():
             if not connection.streams.get(stream):
                 continue
-            last = max(told, self._sent_at.get(stream, 0.0))
+            symbol = stream.partition(":")[2]
+            last = max(told, self._books.sent_at(symbol))
             if now >= last + interval:
-                symbol = stream.partition(":")[2]
-                window = self._window(symbol)
-                if symbol in self._market.symbols and window.told_id >= 0:
-                    venue.send(connection, self._keepalive(symbol, window))
+                text = self._books.keepalive(symbol)
+                if text is not None:
+                    venue.send(connection, text)
                 state.told[stream] = last = now
             due = min(due, last + interval)
         return due
-
-    def _keepalive(self, symbol: str, window: BookWindow) -> bytes:
-        return self.frames.book(
-            symbol,
-            "update",
-            (),
-            (),
-            time_us=self._market.time_us,
-            checksum=self._checksum(window),
-            sequence=window.told_id,
-            previous=window.told_id,
-        )
 
     def shutdown_event(self, time_us: int) -> bytes:
         """`notice` 64008; the connection's own `connId` is not told apart."""
