@@ -23,7 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_SOURCE, _PORTS, _SHOWN, _MARKET = "Where data comes from", "Ports", "Output", "Simulated market"
+_SOURCE, _PORTS, _SHOWN, _MARKET = "Where data comes from", "Ports", "Output", "Simulated markets"
 
 ConfigDir = Annotated[
     Path | None,
@@ -43,8 +43,18 @@ Symbols = Annotated[
     typer.Option(
         "--symbols",
         "-s",
-        help="Canonical symbols such as BTC-USDT, comma-separated or repeated; '*' matches any "
-        "run of characters.",
+        help="Canonical symbols such as BTC-USDT or BTC-USDT-PERP, comma-separated or repeated; "
+        "'*' matches any run of characters. Venues that can have none of them are left out.",
+        rich_help_panel=_SOURCE,
+    ),
+]
+Exchanges = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--exchanges",
+        "-e",
+        help="Venues, comma-separated or repeated. Default: those that config/collector.yaml "
+        "enables; simulated: binance, binance_usdm, binance_coinm, okx, deribit.",
         rich_help_panel=_SOURCE,
     ),
 ]
@@ -54,7 +64,7 @@ Simulated = Annotated[
     bool,
     typer.Option(
         "--simulated",
-        help="Collect from a simulated venue instead of the live ones.",
+        help="Collect from simulated venues instead of the live ones.",
         rich_help_panel=_SOURCE,
     ),
 ]
@@ -73,8 +83,14 @@ Speed = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Exchange = Annotated[str, typer.Argument(help="Venue id, such as binance.")]
-Symbol = Annotated[str, typer.Argument(help="Canonical symbol, such as BTC-USDT.")]
+Exchange = Annotated[str, typer.Argument(help="Venue id, such as binance or okx.")]
+Symbol = Annotated[
+    str,
+    typer.Argument(
+        help="Canonical symbol: BTC-USDT, BTC-USDT-PERP, BTC-USD-20261225, "
+        "BTC-USD-20261225-60000-C."
+    ),
+]
 Address = Annotated[
     str | None,
     typer.Option(
@@ -110,6 +126,7 @@ def up(
             "--loop", help="Begin the recording again at its end.", rich_help_panel=_SOURCE
         ),
     ] = False,
+    exchanges: Exchanges = None,
     symbols: Symbols = None,
     mode: Annotated[
         Literal["microservice", "full"],
@@ -143,7 +160,8 @@ def up(
     simulator_port: Annotated[
         int,
         typer.Option(
-            help="Port of the simulated venue; 0 takes a free one.",
+            help="Port of the simulated binance; binance_usdm, binance_coinm, okx, deribit and "
+            "binance_us follow it. 0 takes free ones.",
             envvar="MARKETPRISM_SIMULATOR_PORT",
             min=0,
             max=65535,
@@ -153,7 +171,7 @@ def up(
     symbol_count: Annotated[
         int | None,
         typer.Option(
-            help="List this many symbols, made-up ones included.",
+            help="List this many instruments at each venue, made-up ones included.",
             min=1,
             max=5000,
             rich_help_panel=_MARKET,
@@ -161,14 +179,14 @@ def up(
     ] = None,
     depth_rate: Annotated[
         float | None,
-        typer.Option(help="Depth frames a second and symbol.", rich_help_panel=_MARKET),
+        typer.Option(help="Depth frames a second and instrument.", rich_help_panel=_MARKET),
     ] = None,
     trade_rate: Annotated[
         float | None,
-        typer.Option(help="Taker orders a second and symbol.", rich_help_panel=_MARKET),
+        typer.Option(help="Taker orders a second and instrument.", rich_help_panel=_MARKET),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Same seed, same market.", rich_help_panel=_MARKET)
+        int | None, typer.Option(help="Same seed, same markets.", rich_help_panel=_MARKET)
     ] = None,
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"] | None,
@@ -206,6 +224,7 @@ def up(
             capture=capture,
             speed=speed,
             loop=loop,
+            exchanges=_split(exchanges),
             symbols=_split(symbols),
             symbol_count=symbol_count,
             depth_rate=depth_rate,
@@ -217,6 +236,7 @@ def up(
         options = MeshOptions(
             mode=mode,
             simulated=venue,
+            exchanges=_split(exchanges),
             # A generated market lists just what was asked for, and all of that is collected.
             symbols=() if made else _split(symbols),
             services=_split(services) or None,
@@ -339,6 +359,7 @@ def record(
     simulated: Simulated = False,
     capture: Capture = None,
     speed: Speed = None,
+    exchanges: Exchanges = None,
     symbols: Symbols = None,
     duration: Annotated[
         float | None, typer.Option(help="End after so many seconds.", min=0.1)
@@ -347,17 +368,26 @@ def record(
 ) -> None:
     """Record what the venues send, every raw frame and REST answer, until Ctrl-C.
 
-    `marketprism verify` and `marketprism up --capture` replay the files.
+    `marketprism verify` and `marketprism up --capture` replay the files. Of simulated venues one
+    at a time is recorded, Binance unless another is named: their addresses do not tell them apart.
     """
     from services.cli.mesh_plan import MeshOptions
-    from services.cli.record import run_record
+    from services.cli.record import check_recordable, run_record
     from services.cli.venue import choose_venue
 
     with readable_errors():
-        wanted = _split(symbols)
-        venue = choose_venue(simulated=simulated, capture=capture, speed=speed, symbols=wanted)
+        wanted, venues = _split(symbols), _split(exchanges)
+        if simulated and not venues and not wanted:
+            venues = ("binance",)
+        venue = choose_venue(
+            simulated=simulated, capture=capture, speed=speed, exchanges=venues, symbols=wanted
+        )
+        check_recordable(venue)
         options = MeshOptions(
-            simulated=venue, symbols=() if simulated else wanted, config_dir=config_dir
+            simulated=venue,
+            exchanges=venues,
+            symbols=() if simulated else wanted,
+            config_dir=config_dir,
         )
         result = run_record(options, out, duration)
     raise typer.Exit(result)

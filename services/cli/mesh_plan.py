@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from services.cli import venue
+from services.cli.collected import live_environment, simulated_environment
 from services.cli.health import explain_health
 from services.cli.parts import (
     SIMULATOR,
@@ -26,10 +27,11 @@ from services.cli.port_plan import (
     shift_ports,
 )
 from services.cli.supervisor import Part
-from services.cli.venue import VenueOptions, collector_environment
-from services.shared.errors import StartupError
+from services.cli.venue import VenueOptions
+from services.collector.settings import CollectorSettings
+from services.shared.errors import ConfigError, StartupError
 from services.shared.process import http_ready
-from services.shared.settings import CONFIG_DIR_VARIABLE, ENV_PREFIX, reachable
+from services.shared.settings import CONFIG_DIR_VARIABLE, ENV_PREFIX, load_settings, reachable
 
 __all__ = ["MeshOptions", "MeshPlan", "Mode", "check_ports", "make_plan"]
 
@@ -50,7 +52,10 @@ class MeshOptions:
     """One process a service, or all of them in one."""
 
     simulated: VenueOptions | None = None
-    """A simulated venue in place of the live ones."""
+    """Simulated venues in place of the live ones."""
+
+    exchanges: tuple[str, ...] = ()
+    """Only these of the live venues."""
 
     symbols: tuple[str, ...] = ()
     """Canonical symbols to collect; `*` matches any run of characters."""
@@ -116,9 +121,12 @@ class MeshPlan:
     @property
     def told_source(self) -> str:
         """The same for a person."""
-        return {"live": "live venues", "simulated": "a simulated venue"}.get(
-            self.source, self.source
-        )
+        options = self.options.simulated
+        if options is None:
+            return "live venues"
+        if options.capture is None:
+            return f"simulated venues ({', '.join(options.exchanges)})"
+        return f"{options.capture} ({options.exchanges[0]})"
 
     @property
     def passing_store(self) -> Path | None:
@@ -133,7 +141,7 @@ class MeshPlan:
 
     @property
     def addresses(self) -> dict[str, str]:
-        """`host:port` by purpose: Envoy's listeners, `admin`, `nats`, `simulator`."""
+        """`host:port` by purpose: Envoy's listeners, `admin`, `nats`, `simulator.<exchange>`."""
         found = {}
         for use in self.uses:
             if use.file == "gateway" and use.key.startswith("listeners."):
@@ -142,8 +150,8 @@ class MeshPlan:
                 found["admin"] = _join(use.host, use.port)
             elif use.key == "nats.port":
                 found["nats"] = _join(use.host, use.port)
-            elif use.part == SIMULATOR:
-                found[SIMULATOR] = _join(use.host, use.port)
+            elif use.venue:
+                found[f"{SIMULATOR}.{use.venue}"] = _join(use.host, use.port)
         return found
 
 
@@ -157,7 +165,7 @@ def make_plan(options: MeshOptions, environ: Mapping[str, str]) -> MeshPlan:
     services = select_services(options.services)
     uses = port_uses(services, configuration)
     if options.simulated is not None:
-        uses.append(options.simulated.port_use())
+        uses += options.simulated.port_uses()
     if options.port_offset:
         env |= env_overrides(
             shift_ports(idle_port_uses(services, configuration), options.port_offset)
@@ -167,7 +175,8 @@ def make_plan(options: MeshOptions, environ: Mapping[str, str]) -> MeshPlan:
     env |= env_overrides(uses)
     # nats.url follows nats.port, and so must be worked out anew.
     configuration = load_configuration(options.config_dir, {**environ, **env})
-    env |= _venue_overrides(options, uses)
+    if any(service.name == "collector" for service in services):
+        env |= _venue_overrides(options, uses, {**environ, **env})
     if options.simulated is not None and any(service.name == "broker" for service in services):
         env[f"{ENV_PREFIX}BROKER__SERVER__STORE"] = _SIMULATED_STORE
     check_settings(services, options.config_dir, {**environ, **env})
@@ -194,15 +203,22 @@ def _setting_overrides(options: MeshOptions) -> dict[str, str]:
     return env
 
 
-def _venue_overrides(options: MeshOptions, uses: Sequence[PortUse]) -> dict[str, str]:
+def _venue_overrides(
+    options: MeshOptions, uses: Sequence[PortUse], environ: Mapping[str, str]
+) -> dict[str, str]:
+    if options.simulated is None and not options.exchanges and not options.symbols:
+        return {}
+    try:
+        configured = load_settings(
+            CollectorSettings, "collector", config_dir=options.config_dir, environ=environ
+        )
+    except ConfigError:
+        # Told in a moment, together with what is wrong in other files.
+        return {}
     if options.simulated is None:
-        return collector_environment(symbols=options.symbols)
-    address = next(_join(use.host, use.port) for use in uses if use.part == SIMULATOR)
-    return collector_environment(
-        rest_url=f"http://{address}",
-        ws_url=f"ws://{address}/stream",
-        symbols=options.symbols or ("*",),
-    )
+        return live_environment(options.exchanges, options.symbols, configured)
+    addresses = {use.venue: _join(use.host, use.port) for use in uses if use.venue}
+    return simulated_environment(options.simulated, addresses, options.symbols, configured)
 
 
 def _parts(plan: MeshPlan) -> list[Part]:
@@ -216,15 +232,16 @@ def _parts(plan: MeshPlan) -> list[Part]:
     simulated = plan.options.simulated
     limit = plan.options.ready_seconds
     if simulated is not None:
-        port = next(use.port for use in plan.uses if use.part == SIMULATOR)
-        rest_url = f"http://{_join(reachable(simulated.host), port)}"
+        ports = {use.venue: use.port for use in plan.uses if use.venue}
+        host = reachable(simulated.host)
+        rest_urls = [f"http://{_join(host, port)}" for port in ports.values()]
         parts.append(
             Part(
                 name=SIMULATOR,
-                command=simulated.command(port),
-                ready=lambda: venue.is_ready(rest_url),
+                command=simulated.command(ports),
+                ready=lambda: venue.are_ready(rest_urls),
                 ready_seconds=limit or 60.0,
-                told=f"{simulated.told}, {port}",
+                told=f"{simulated.told}: {_told_venues(ports)}",
                 env={"PYTHONUNBUFFERED": "1"},
             )
         )
@@ -282,6 +299,10 @@ def _explainer(urls: Sequence[str]) -> Callable[[], Awaitable[str]]:
 def _health_url(plan: MeshPlan, name: str) -> str:
     mesh = plan.configuration.mesh
     return f"http://{_join(reachable(mesh.host), mesh.service(name).http_port)}/health"
+
+
+def _told_venues(ports: Mapping[str, int]) -> str:
+    return ", ".join(f"{exchange} {port}" for exchange, port in ports.items())
 
 
 def _told_ports(plan: MeshPlan, name: str) -> str:

@@ -64,7 +64,7 @@ class MeshRecord:
     """Whether every part has been ready."""
 
     addresses: Mapping[str, str] = field(default_factory=dict)
-    """`host:port` by purpose: `all`, `collector`, `admin`, `nats`, `simulator`."""
+    """`host:port` by purpose: `all`, `collector`, `admin`, `nats`, `simulator.<exchange>`."""
 
     log_dir: str = ""
     """Where the logs of the processes are."""

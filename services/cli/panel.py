@@ -1,19 +1,20 @@
 """The panel that `marketprism up` shows when everything is ready."""
 
 from services.cli.mesh_plan import MeshPlan
+from services.cli.parts import SIMULATOR
 
 __all__ = ["ready_panel"]
 
 _BOLD, _CYAN, _PLAIN = "\x1b[1m", "\x1b[1;36m", "\x1b[0m"
 
 
-def ready_panel(plan: MeshPlan, seconds: float, symbol: str, *, colour: bool) -> str:
+def ready_panel(plan: MeshPlan, seconds: float, exchange: str, symbol: str, *, colour: bool) -> str:
     """Give addresses, three commands to try, and where data and logs are.
 
-    `symbol` is the instrument that the commands name.
+    `exchange` and `symbol` are the instrument that the commands name.
     """
     title = f"MarketPrism is ready after {seconds:.1f} s"
-    groups = [_addresses(plan), _commands(plan, symbol), _places(plan)]
+    groups = [_addresses(plan), _commands(plan, exchange, symbol), _places(plan)]
     # No frame: a command that is longer than the terminal is wide can still be copied whole.
     bold, cyan, plain = (_BOLD, _CYAN, _PLAIN) if colour else ("", "", "")
     lines = ["", f"{bold}{title}{plain}"]
@@ -42,25 +43,29 @@ def _addresses(plan: MeshPlan) -> list[tuple[str, str]]:
         rows.append(("admin", f"http://{_shown(addresses['admin'])}    (Envoy)"))
     if "nats" in addresses:
         rows.append(("NATS", f"nats://{_shown(addresses['nats'])}"))
-    if "simulator" in addresses:
-        rows.append(("venue", f"http://{_shown(addresses['simulator'])}/sim/stats    (simulated)"))
+    title = "venues"
+    for name, address in addresses.items():
+        if name.startswith(f"{SIMULATOR}."):
+            exchange = name.partition(".")[2]
+            rows.append((title, f"http://{_shown(address)}/sim/stats    (simulated {exchange})"))
+            title = ""
     return rows
 
 
-def _commands(plan: MeshPlan, symbol: str) -> list[tuple[str, str]]:
+def _commands(plan: MeshPlan, exchange: str, symbol: str) -> list[tuple[str, str]]:
     if "all" not in plan.addresses:
         return []
     client = _shown(plan.addresses["all"])
     where = "" if client == "localhost:8080" else f" --address {client}"
-    request = f'{{"exchange":"binance","symbol":"{symbol}"}}'
+    request = f'{{"exchange":"{exchange}","symbol":"{symbol}"}}'
     return [
         (
             "try",
             f"grpcurl -plaintext -d '{request}' {client} "
             "marketprism.market.v1.MarketDataService/StreamOrderBook",
         ),
-        ("", f"curl '{client}/api/v1/orderbook/binance/{symbol}?depth=5'"),
-        ("", f"marketprism book binance {symbol}{where}"),
+        ("", f"curl '{client}/api/v1/orderbook/{exchange}/{symbol}?depth=5'"),
+        ("", f"marketprism book {exchange} {symbol}{where}"),
     ]
 
 

@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 SIMULATOR = "simulator"
-"""Name of the simulated venue among the parts; it is no service of the mesh."""
+"""Name of the process of the simulated venues among the parts; it is no service of the mesh."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,9 @@ class PortUse:
     port: int
     """The port; 0 means any free one."""
 
+    venue: str = ""
+    """Exchange that is simulated there; empty for everything else."""
+
     @property
     def variable(self) -> str:
         """Environment variable that overrides the setting; empty for an option."""

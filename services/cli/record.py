@@ -13,12 +13,22 @@ from services.cli.client import reachable
 from services.cli.mesh_plan import MeshOptions, MeshPlan
 from services.cli.reporter import Reporter
 from services.cli.up import run_mesh
-from services.shared.errors import StartupError
+from services.cli.venue import VenueOptions
+from services.shared.errors import ConfigError, StartupError
 
-__all__ = ["run_record"]
+__all__ = ["check_recordable", "run_record"]
 
 _TELL_SECONDS = 5.0
 _FIRST_SECONDS = 1.0
+
+
+def check_recordable(venue: VenueOptions | None) -> None:
+    """Raise `ConfigError` for simulated venues that nobody could tell apart in a recording."""
+    if venue is not None and len(venue.exchanges) > 1:
+        raise ConfigError(
+            "--exchanges: expected one simulated venue, for a recording names local addresses "
+            f"only, got {', '.join(venue.exchanges)}"
+        )
 
 
 def run_record(options: MeshOptions, out: Path, duration: float | None) -> int:

@@ -235,13 +235,21 @@ def _unregistered(record: MeshRecord | None, known: set[str]) -> list[ServiceRow
                     health=health,
                     pid=child.pid,
                     grpc="",
-                    http=reachable(record.addresses.get(name, "")) if record else "",
+                    http=_first_address(record, name),
                     uptime_seconds=_process_age(child.pid),
                     restarts=child.restarts,
                     detail="" if running else f"not registered, its process is {child.state}",
                 )
             )
     return rows
+
+
+def _first_address(record: MeshRecord | None, name: str) -> str:
+    """Give where a process listens that is no service; simulated venues have several places."""
+    for purpose, address in record.addresses.items() if record is not None else ():
+        if purpose.partition(".")[0] == name:
+            return reachable(address)
+    return ""
 
 
 def _process_age(pid: int | None) -> float | None:

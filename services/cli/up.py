@@ -10,19 +10,28 @@ from collections.abc import Awaitable, Callable
 import aiohttp
 import uvloop
 
-from services.cli import venue
 from services.cli.client import reachable
 from services.cli.mesh_plan import MeshOptions, MeshPlan, check_ports, make_plan
 from services.cli.mesh_state import DataDirLock
 from services.cli.panel import ready_panel
 from services.cli.reporter import Reporter, open_reporter
 from services.cli.supervisor import Supervisor, SupervisorFacts
-from services.shared.errors import MarketPrismError, StartupError
+from services.shared.errors import StartupError
 
 __all__ = ["run_mesh"]
 
 _BOOKS_SECONDS = 60.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
+_EXAMPLE_SECONDS = 1.0
+_EXAMPLES = {
+    "binance": "BTC-USDT",
+    "okx": "BTC-USDT-PERP",
+    "deribit": "BTC-USD-PERP",
+    "binance_usdm": "BTC-USDT-PERP",
+    "binance_coinm": "BTC-USD-PERP",
+    "binance_us": "BTC-USDT",
+}
+"""What is named for people to try, if it is collected."""
 
 OnReady = Callable[[MeshPlan, Reporter, float, Callable[[], None]], Awaitable[None]]
 """What happens when a mesh is ready. Gets the plan, where to tell it, the seconds that the start
@@ -82,18 +91,9 @@ async def tell_ready(
 ) -> None:
     """Show the panel with addresses and commands to try, then when the books are in step."""
     began = time.monotonic() - seconds
-    symbol = "BTC-USDT"
-    if plan.options.simulated is not None:
-        try:
-            listed = await venue.listed_symbols(f"http://{plan.addresses['simulator']}")
-            symbol = listed[0]
-        except MarketPrismError:
-            # The panel is a help; which symbol it shows is not worth a failure.
-            pass
-    elif plan.options.symbols and "*" not in plan.options.symbols[0]:
-        symbol = plan.options.symbols[0]
+    exchange, symbol = await _example(plan)
     reporter.show(
-        ready_panel(plan, seconds, symbol, colour=sys.stdout.isatty()),
+        ready_panel(plan, seconds, exchange, symbol, colour=sys.stdout.isatty()),
         "the mesh is ready",
         seconds=round(seconds, 3),
         addresses=plan.addresses,
@@ -103,6 +103,36 @@ async def tell_ready(
     )
     if "all" in plan.addresses:
         await _tell_books(f"http://{reachable(plan.addresses['all'])}", reporter, began)
+
+
+async def _example(plan: MeshPlan) -> tuple[str, str]:
+    """Give the exchange and symbol of an instrument that is collected, for commands to try."""
+    options = plan.options.simulated
+    if options is not None and options.capture is None and not options.symbols:
+        return options.exchanges[0], _EXAMPLES[options.exchanges[0]]
+    listed: list[tuple[str, str]] = []
+    deadline = time.monotonic() + _EXAMPLE_SECONDS
+    if "all" in plan.addresses:
+        url = f"http://{reachable(plan.addresses['all'])}/api/v1/instruments?page_size=1000"
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=1.0)) as session:
+            while not listed and time.monotonic() < deadline:
+                listed = await _instruments(session, url)
+                if not listed:
+                    await asyncio.sleep(_FIRST_PAUSE)
+    usual = [each for each in _EXAMPLES.items() if each in listed]
+    return (*usual, *listed, *_EXAMPLES.items())[0]
+
+
+async def _instruments(session: aiohttp.ClientSession, url: str) -> list[tuple[str, str]]:
+    try:
+        async with session.get(url) as answer:
+            body = await answer.json()
+        return [
+            (str(each["exchange"]), str(each["symbol"])) for each in body["data"]["instruments"]
+        ]
+    except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError):
+        # The panel is a help; which instrument it shows is not worth a failure.
+        return []
 
 
 async def _tell_books(gateway: str, reporter: Reporter, began: float) -> None:

@@ -26,15 +26,34 @@ def test_microservice_mode_has_a_process_a_service_in_order(tmp_path: Path) -> N
     assert plan.source == "live"
 
 
-def test_the_simulated_venue_comes_first_and_the_collector_is_pointed_at_it(
+def test_the_simulated_venues_come_first_and_the_collector_is_pointed_at_them(
     tmp_path: Path,
 ) -> None:
-    plan = plan_of(tmp_path, simulated=VenueOptions(port=9311))
+    plan = plan_of(tmp_path, simulated=VenueOptions(exchanges=("binance", "okx"), port=9311))
     assert plan.parts[0].name == "simulator"
+    assert plan.parts[0].command[-2:] == ["binance=9311", "okx=9314"]
     env = plan.parts[1].env
-    assert env["MARKETPRISM__COLLECTOR__EXCHANGES__BINANCE__REST_URL"] == "http://127.0.0.1:9311"
-    assert env["MARKETPRISM__COLLECTOR__EXCHANGES__BINANCE__WS_URL"] == "ws://127.0.0.1:9311/stream"
-    assert env["MARKETPRISM__COLLECTOR__EXCHANGES__BINANCE__SYMBOLS"] == '["*"]'
+    head = "MARKETPRISM__COLLECTOR__EXCHANGES__"
+    assert env[f"{head}BINANCE__REST_URL"] == "http://127.0.0.1:9311"
+    assert env[f"{head}BINANCE__WS_URL"] == "ws://127.0.0.1:9311/stream"
+    assert env[f"{head}BINANCE__SYMBOLS"] == '["*"]'
+    assert env[f"{head}OKX__WS_URL"] == "ws://127.0.0.1:9314"
+    assert env[f"{head}DERIBIT__ENABLED"] == "false"
+    assert plan.addresses["simulator.okx"] == "127.0.0.1:9314"
+    assert plan.told_source == "simulated venues (binance, okx)"
+
+
+def test_without_a_collector_nothing_is_told_to_one(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, simulated=VenueOptions(), services=("broker",))
+    assert not any("COLLECTOR" in key for key in plan.env)
+
+
+def test_live_venues_are_chosen_by_name(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, exchanges=("deribit",))
+    assert plan.env["MARKETPRISM__COLLECTOR__EXCHANGES__DERIBIT__ENABLED"] == "true"
+    assert plan.env["MARKETPRISM__COLLECTOR__EXCHANGES__BINANCE__ENABLED"] == "false"
+    with pytest.raises(ConfigError, match=r"--exchanges: .* got 'kraken'"):
+        plan_of(tmp_path, exchanges=("kraken",))
 
 
 def test_a_simulated_market_is_kept_apart_from_live_data(tmp_path: Path) -> None:
@@ -146,14 +165,17 @@ def test_all_conflicts_are_told_at_once(tmp_path: Path) -> None:
 def test_the_panel_has_addresses_three_commands_and_places(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, free_ports=True, simulated=VenueOptions())
     port = plan.addresses["all"].rpartition(":")[2]
-    text = ready_panel(plan, 2.34, "ETH-USDT", colour=False)
+    text = ready_panel(plan, 2.34, "okx", "ETH-USDT", colour=False)
     assert "ready after 2.3 s" in text
-    assert 'grpcurl -plaintext -d \'{"exchange":"binance","symbol":"ETH-USDT"}\'' in text
-    assert f"curl 'localhost:{port}/api/v1/orderbook/binance/ETH-USDT?depth=5'" in text
-    assert f"marketprism book binance ETH-USDT --address localhost:{port}" in text
+    assert 'grpcurl -plaintext -d \'{"exchange":"okx","symbol":"ETH-USDT"}\'' in text
+    assert f"curl 'localhost:{port}/api/v1/orderbook/okx/ETH-USDT?depth=5'" in text
+    assert f"marketprism book okx ETH-USDT --address localhost:{port}" in text
+    for use in plan.options.simulated.port_uses():
+        address = plan.addresses[f"simulator.{use.venue}"].replace("127.0.0.1", "localhost")
+        assert f"http://{address}/sim/stats    (simulated {use.venue})" in text
     assert f"http://localhost:{port}/health" in text
     assert plan.addresses["admin"].rpartition(":")[2] in text
     assert str(tmp_path / "logs") in text
     assert "\x1b" not in text
-    coloured = ready_panel(plan, 2.34, "ETH-USDT", colour=True)
+    coloured = ready_panel(plan, 2.34, "okx", "ETH-USDT", colour=True)
     assert "\x1b[" in coloured

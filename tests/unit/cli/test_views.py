@@ -139,7 +139,7 @@ def test_a_process_that_is_not_registered_is_shown_with_what_the_supervisor_know
         mode="microservice",
         source="simulated",
         ready=True,
-        addresses={"simulator": "127.0.0.1:9300"},
+        addresses={"simulator.okx": "127.0.0.1:9303", "simulator.deribit": "127.0.0.1:9304"},
         children=(
             ChildRecord("simulator", (), 1, "running", 0, None),
             ChildRecord("broker", ("broker",), None, "backoff", 4, -9),
@@ -149,7 +149,7 @@ def test_a_process_that_is_not_registered_is_shown_with_what_the_supervisor_know
     rows = {row.name: row for row in _unregistered(record, {"gateway"})}
     assert set(rows) == {"simulator", "broker"}
     assert rows["simulator"].health == "healthy"
-    assert rows["simulator"].http == "127.0.0.1:9300"
+    assert rows["simulator"].http == "127.0.0.1:9303"
     assert (rows["broker"].health, rows["broker"].restarts) == ("backoff", 4)
 
 
