@@ -72,6 +72,7 @@ class BinanceSpot(VenueProtocol):
     """Binance spot: combined and raw streams, SUBSCRIBE and its kin, `/api/v3`."""
 
     name = "binance"
+    title = "Binance spot"
     websocket_paths = ("/stream", "/ws", "/ws/{streams:.*}")
 
     def __init__(self) -> None:
@@ -87,6 +88,14 @@ class BinanceSpot(VenueProtocol):
         self.aggregates: dict[str, deque[AggregateTrade]] = {}
         """The newest aggregate trades by symbol, for REST."""
         self._market: Market | None = None
+
+    def addresses(self, venue: "SimulatedVenue") -> list[tuple[str, str]]:
+        """REST, combined and raw streams."""
+        return [
+            ("REST", f"{venue.rest_url}/api/v3"),
+            ("combined", f"{venue.ws_url}/stream?streams="),
+            ("raw", f"{venue.ws_url}/ws"),
+        ]
 
     def bind(self, venue: "SimulatedVenue") -> None:
         """Serve that venue from now on."""
