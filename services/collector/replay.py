@@ -91,8 +91,8 @@ class _Venue:
     """One venue of the recording."""
 
     def __init__(self, exchange: str, begin: dict[str, Any], events: _Events, ledger: Ledger):
-        self.adapter: VenueAdapter = adapter_for_exchange(exchange)
         settings = ExchangeSettings.model_validate(begin["settings"])
+        self.adapter: VenueAdapter = adapter_for_exchange(exchange, settings.option_families)
         policy = SnapshotPolicy(**begin["policy"])
         self.venue = Venue(
             exchange, self.adapter, settings, None, events, ledger, policy, _no_task,  # type: ignore[arg-type]

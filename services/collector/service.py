@@ -131,7 +131,7 @@ class CollectorService(BaseService):
         for exchange, settings in self.settings.exchanges.items():
             if not settings.enabled:
                 continue
-            adapter = adapter_for_exchange(exchange)
+            adapter = adapter_for_exchange(exchange, settings.option_families)
             on_answer = self._record_answers(exchange)
             rest = RestClient(
                 settings.rest_url or adapter.default_rest_url,

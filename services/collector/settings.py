@@ -62,6 +62,10 @@ class ExchangeSettings(SettingsModel):
     candle_intervals: tuple[CandleInterval, ...] = ("1m",)
     """Lengths of the venue's candles; those that it has not are left out."""
 
+    option_families: tuple[str, ...] = ()
+    """Families whose options are listed, as the venue names them (OKX: BTC-USD, ETH-USD); empty
+    means the usual ones. Venues that list all options at once take no notice."""
+
     snapshot_depth: int = Field(default=1000, ge=5, le=5000)
     """Levels a side asked for in a REST snapshot: the horizon of the book. More cost more of the
     venue's request weight (Binance: 50 for 1000, 250 for 5000)."""

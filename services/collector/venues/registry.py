@@ -1,7 +1,7 @@
 """Which adapter speaks for which venue."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from urllib.parse import urlsplit
 
 from services.collector.venues.base import VenueAdapter
@@ -68,8 +68,13 @@ def exchanges() -> list[str]:
     return sorted(_ADAPTERS)
 
 
-def adapter_for_exchange(exchange: str) -> VenueAdapter:
-    """Make the adapter of a venue id. Raises InvalidArgument when there is none."""
+def adapter_for_exchange(exchange: str, option_families: Sequence[str] = ()) -> VenueAdapter:
+    """Make the adapter of a venue id; `option_families` are those listed by OKX, if not the usual.
+
+    Raises InvalidArgument when there is no such venue.
+    """
+    if exchange == "okx" and option_families:
+        return Okx(option_families=tuple(option_families))
     try:
         return _ADAPTERS[exchange]()
     except KeyError:
