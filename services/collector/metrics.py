@@ -49,7 +49,7 @@ class VenueMetrics(Collector):
         )
         other_checks = CounterMetricFamily(
             "marketprism_book_checks",
-            "Comparisons of a book with the venue's checksum, or with the id its own book stands at.",
+            "Comparisons of a book with the venue's checksum, or with the id of its own book.",
             labels=[*instrument, "check", "result"],
         )
         repeated = CounterMetricFamily(
