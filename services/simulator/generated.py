@@ -46,6 +46,7 @@ _LONGEST_LAG_US = 1_000_000
 _LONGEST_BATCH_US = 20_000
 _SHORTEST_SLEEP = 0.001
 _FEWEST_TICKS = 50
+_EXPIRED_KEPT = 20
 
 
 class GeneratedSettings(BaseModel):
@@ -391,6 +392,8 @@ class GeneratedMarket(Market):
         market.flush(time_us, out)
         market.flush_slow(time_us, out)
         self._expired[symbol] = market
+        while len(self._expired) > _EXPIRED_KEPT:
+            del self._expired[next(iter(self._expired))]
         self._markets[self._markets.index(market)] = None
         del self._symbols[symbol]
         self._derivatives.relisted()

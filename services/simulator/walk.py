@@ -36,6 +36,7 @@ _APART = 24
 _LIQUIDATION_EVERY = 41
 _LIQUIDATIONS_KEPT = 200
 _FEWEST_LEVELS = 20
+_LEAST_RESET = 2_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,8 +371,10 @@ class SymbolMarket:
         """Let the ids begin again lower, after the frames that are due with the old ones."""
         self._flush_both(time_us, out)
         last = self.book.update_id
+        # Far enough below all that were used for hours of ids, and for many such resets.
         lowest = self.book.lowest_id
-        self.book.renumber(lowest - lowest // 4 - self.random.randrange(lowest // 4))
+        step = self.random.randrange(_LEAST_RESET, 3 * _LEAST_RESET)
+        self.book.renumber(max(1, lowest - step, lowest // 2))
         self._begin_frames(last if chained else self.book.update_id)
 
     def skip(self, time_us: int, count: int, out: list[Event]) -> None:

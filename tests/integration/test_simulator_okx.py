@@ -12,6 +12,7 @@ import aiohttp
 import pytest
 import websockets
 
+from services.collector.venues.base import Acknowledgement, Selection, VenueFault
 from services.collector.venues.okx import Okx as Adapter
 from services.simulator.faults import FaultError
 from services.simulator.okx import Okx
@@ -574,3 +575,45 @@ async def test_faults_name_symbols_that_there_are() -> None:
     async with _venue() as (venue, _):
         with pytest.raises(FaultError, match="unknown symbol"):
             venue.fault("sequence_reset", symbol="NOPE")
+
+
+async def test_everything_that_the_collector_asks_for_is_there() -> None:
+    adapter = Adapter()
+    selection = Selection(kinds=adapter.kinds, candle_intervals=(60, 300, 3600))
+    async with _venue(market={"trade_rate": 60}, rest_limits=False) as (venue, session):
+        specs = []
+        for request in adapter.instrument_requests():
+            async with session.get(request.path, params=request.query) as answer:
+                specs += adapter.decode_instruments(await answer.read())
+        assert {spec.native_symbol for spec in specs} == set(_SYMBOLS)
+        wanted = [
+            *(each for spec in specs for each in adapter.subscriptions(spec, selection)),
+            *adapter.shared_subscriptions(specs, selection),
+        ]
+        # Liquidations are rare, and these types of instruments have few trades or none.
+        rare = ("liquidation-orders:",)
+        for route in {each.route for each in wanted}:
+            topics = [each.topic for each in wanted if each.route == route]
+            url = adapter.route_url(venue.ws_url, route)
+            async with websockets.connect(url, max_queue=None, ping_interval=None) as client:
+                for request in adapter.subscribe(topics, 1):
+                    await client.send(request.frame)
+                missing = {topic for topic in topics if not topic.startswith(rare)}
+                acknowledged: set[str] = set()
+                while missing or len(acknowledged) < len(topics):
+                    async with asyncio.timeout(_DEADLINE):
+                        text = await client.recv()
+                    message = adapter.decode(text)
+                    assert not isinstance(message, VenueFault), message
+                    if isinstance(message, Acknowledgement):
+                        acknowledged.update(message.topics or ())
+                    told = json.loads(text)
+                    if "data" in told:
+                        arg = told["arg"]
+                        key = arg.get("instId") or arg.get("instFamily") or arg.get("instType")
+                        missing.discard(f"{arg['channel']}:{key}")
+        polls = adapter.polls(specs, selection)
+        assert polls
+        for poll in polls:
+            async with session.get(poll.request.path, params=poll.request.query) as answer:
+                assert adapter.decode_poll(await answer.read(), poll), poll

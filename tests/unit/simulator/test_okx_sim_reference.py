@@ -227,3 +227,26 @@ def test_arbitrary_requests_are_understood_or_refused_in_the_venues_words(messag
     with contextlib.suppress(OkxRefusalError):
         for argument in read_request(json.dumps(message)).arguments:
             read_argument(argument, "public")
+
+
+def test_ids_may_begin_again_any_number_of_times() -> None:
+    market = _market(("BTC-USDT",))
+    seen = [market.update_id("BTC-USDT")]
+    for second in range(1, 300):
+        market.reset_sequence("BTC-USDT", chained=True)
+        market.advance(_START + second * _SECOND // 10)
+        seen.append(market.update_id("BTC-USDT"))
+    assert all(0 < later < earlier for earlier, later in pairwise(seen))
+    assert market.book_at("BTC-USDT", seen[-2]).update_id == seen[-2]
+
+
+def test_what_is_kept_of_expired_instruments_is_bounded() -> None:
+    market = _market(("BTC-USDT",))
+    for number in range(60):
+        name = f"SIM{number:04d}-USDT"
+        market.list_instrument(listed(name))
+        market.expire(name)
+    assert list(market.symbols) == ["BTC-USDT"]
+    assert market.book_at("SIM0059-USDT", market._expired["SIM0059-USDT"].book.update_id)
+    with pytest.raises(UnknownSymbolError):
+        market.book_at("SIM0000-USDT", 1)
