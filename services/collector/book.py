@@ -52,7 +52,23 @@ class _PriceFields(dict[str, str]):
         return field
 
 
+class _QuantityFields(dict[str, str]):
+    """From a venue's spelling of a quantity to its encoded field; forgets all when it is full.
+
+    Worth it where quantities are round: contracts, lots, dollars. The tag is part of the price's.
+    """
+
+    def __missing__(self, text: str) -> str:
+        quantity = _quantity(text)
+        if len(self) >= _CACHE_LIMIT:
+            self.clear()
+        field = self[text] = f"{_CHAR[len(quantity)]}{quantity}"
+        return field
+
+
 _PRICES = _PriceFields()
+_QUANTITIES = _QuantityFields()
+_NOTHING = "\x010"
 
 
 def _quantity(text: str) -> str:
@@ -124,14 +140,18 @@ def _apply_usual(tag: str, side: dict[str, str], changes: _Changes, out: list[st
 
 def _apply_any(tag: str, side: dict[str, str], changes: _Changes, out: list[str]) -> None:
     """Apply and encode one side, however its numbers are spelt."""
+    append = out.append
+    prices = _PRICES
+    quantities = _QUANTITIES
+    char = _CHAR
     for raw_price, raw_quantity in changes:
-        price = _PRICES[raw_price]
-        quantity = _quantity(raw_quantity)
-        if quantity == "0":
+        price = prices[raw_price]
+        field = quantities[raw_quantity]
+        if field == _NOTHING:
             side.pop(price, None)
         else:
-            side[price] = quantity
-        out.append(_encode(tag, price, quantity))
+            side[price] = field[1:]
+        append(f"{tag}{char[len(price) + len(field)]}{price}{field}")
 
 
 class OrderBook:
@@ -141,9 +161,10 @@ class OrderBook:
     there the book is unknown, not empty. Empty text means that the whole side is known.
     """
 
-    __slots__ = ("_asks", "_bids", "ask_horizon", "bid_horizon")
+    __slots__ = ("_asks", "_bids", "_usual", "ask_horizon", "bid_horizon")
 
     def __init__(self) -> None:
+        self._usual = True
         self._bids: dict[str, str] = {}
         self._asks: dict[str, str] = {}
         self.bid_horizon = ""
@@ -171,6 +192,7 @@ class OrderBook:
         `limit` is the number of levels a side that was asked for: a side that came full ends at a
         horizon. Raises InvalidDecimalError, and leaves the book as it was, on a malformed level.
         """
+        self._usual = True
         new_bids = {_PRICES[price]: _quantity(quantity) for price, quantity in bids}
         new_asks = {_PRICES[price]: _quantity(quantity) for price, quantity in asks}
         self.bid_horizon = self.ask_horizon = ""
@@ -190,11 +212,16 @@ class OrderBook:
         out: list[str] = []
         for tag, side, changes in ((_BIDS_TAG, self._bids, bids), (_ASKS_TAG, self._asks, asks)):
             begin = len(out)
-            try:
-                _apply_usual(tag, side, changes, out)
-            except (_IrregularError, IndexError, UnicodeEncodeError):
-                del out[begin:]
-                _apply_any(tag, side, changes, out)
+            if self._usual:
+                try:
+                    _apply_usual(tag, side, changes, out)
+                except (_IrregularError, IndexError, UnicodeEncodeError):
+                    # A venue spells its numbers in one way: the next ones will not fit either.
+                    self._usual = False
+                    del out[begin:]
+                else:
+                    continue
+            _apply_any(tag, side, changes, out)
         return "".join(out).encode("ascii")
 
     def encode_levels(self) -> bytes:
