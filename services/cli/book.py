@@ -7,8 +7,10 @@ import sys
 import time
 from collections.abc import Callable
 
+import grpc
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
+from marketprism.market.v1 import instrument_pb2
 from marketprism.market.v1 import market_data_service_pb2 as pb
 from marketprism.market.v1 import market_data_service_pb2_grpc as pb_grpc
 from marketprism.market.v1 import market_event_pb2 as event_pb
@@ -17,7 +19,7 @@ from rich.console import Console
 from rich.live import Live
 
 from services.cli.book_keeper import BookKeeper, enum_name
-from services.cli.book_view import BookView, Rate, latency_text, now_clock, plain_line
+from services.cli.book_view import BookView, Rate, Units, latency_text, now_clock, plain_line
 from services.cli.client import connect
 from services.cli.console import wide_console
 from services.cli.follow import Link, follow_book, follow_trades
@@ -25,6 +27,7 @@ from services.cli.follow import Link, follow_book, follow_trades
 __all__ = ["print_book", "print_trades", "watch_book"]
 
 _CALL_SECONDS = 10.0
+_UNIT_SECONDS = 3.0
 _DRAWS_A_SECOND = 8
 _PLAIN_SECONDS = 1.0
 
@@ -39,13 +42,14 @@ async def print_book(
             pb.GetOrderBookRequest(exchange=exchange, symbol=symbol, depth=depth),
             timeout=_CALL_SECONDS,
         )
+        units = await _units(stub, exchange, symbol)
     if as_json:
         print(_json(answer))
         return
     keeper = BookKeeper()
     keeper.apply(event_pb.MarketEvent(order_book_snapshot=answer.order_book))
     keeper.apply(event_pb.MarketEvent(order_book_status=answer.status))
-    view = BookView(exchange, symbol, depth)
+    view = BookView(exchange, symbol, depth, units)
     age = f"{answer.age_ms} ms since the last change"
     wide_console().print(view.render(keeper, Link(connected=True), 0.0, age))
 
@@ -63,11 +67,12 @@ async def watch_book(address: str, exchange: str, symbol: str, depth: int) -> No
             lag = latency_text(keeper, time.time_ns())
 
     async with connect(address) as channel:
+        units = await _units(pb_grpc.MarketDataServiceStub(channel), exchange, symbol)
         following = asyncio.ensure_future(
             follow_book(channel, exchange, symbol, keeper, link, on_change)
         )
         showing = asyncio.ensure_future(
-            _show(keeper, link, BookView(exchange, symbol, depth), lambda: lag)
+            _show(keeper, link, BookView(exchange, symbol, depth, units), lambda: lag)
         )
         try:
             await asyncio.wait({following, showing}, return_when=asyncio.FIRST_COMPLETED)
@@ -78,6 +83,23 @@ async def watch_book(address: str, exchange: str, symbol: str, depth: int) -> No
         for task in (following, showing):
             if not task.cancelled():
                 task.result()
+
+
+async def _units(stub: "pb_grpc.MarketDataServiceAsyncStub", exchange: str, symbol: str) -> Units:
+    """Ask what prices and quantities are in; what is not known is not shown."""
+    try:
+        answer = await stub.GetInstrument(
+            pb.GetInstrumentRequest(exchange=exchange, symbol=symbol), timeout=_UNIT_SECONDS
+        )
+    except grpc.aio.AioRpcError:
+        # What is wrong is told by the call that is the point of the command.
+        return Units()
+    instrument = answer.instrument
+    counted = {
+        instrument_pb2.QUANTITY_UNIT_BASE: instrument.base,
+        instrument_pb2.QUANTITY_UNIT_QUOTE: instrument.quote,
+    }
+    return Units(instrument.quote, counted.get(instrument.quantity_unit, ""))
 
 
 async def _show(keeper: BookKeeper, link: Link, view: BookView, lag: Callable[[], str]) -> None:
@@ -100,7 +122,7 @@ async def print_trades(
     address: str, exchange: str, symbol: str, *, as_json: bool, count: int | None
 ) -> None:
     """Print trades as they happen, `count` of them or until cancelled; raises AioRpcError."""
-    link = Link()
+    link, units = Link(), Units()
     done = asyncio.Event()
     printed = 0
 
@@ -108,7 +130,7 @@ async def print_trades(
         nonlocal printed
         kind = event.WhichOneof("event")
         if kind == "trade" and not done.is_set():
-            print(_json(event.trade) if as_json else _trade_line(event), flush=True)
+            print(_json(event.trade) if as_json else _trade_line(event, units), flush=True)
             printed += 1
             if count is not None and printed >= count:
                 done.set()
@@ -118,6 +140,8 @@ async def print_trades(
                 print(told, file=sys.stderr)
 
     async with connect(address) as channel:
+        if not as_json:
+            units = await _units(pb_grpc.MarketDataServiceStub(channel), exchange, symbol)
         following = asyncio.ensure_future(follow_trades(channel, exchange, symbol, link, on_event))
         waiting = asyncio.ensure_future(done.wait())
         try:
@@ -131,7 +155,7 @@ async def print_trades(
                 following.result()
 
 
-def _trade_line(event: event_pb.MarketEvent) -> str:
+def _trade_line(event: event_pb.MarketEvent, units: Units) -> str:
     trade = event.trade
     side = enum_name(Side, trade.side, "SIDE_").lower()
     moment = trade.exchange_time if trade.HasField("exchange_time") else trade.receive_time
@@ -141,8 +165,9 @@ def _trade_line(event: event_pb.MarketEvent) -> str:
         if is_set
     )
     clock = moment.ToDatetime().strftime("%H:%M:%S.%f")[:-3]
+    unit = f" {units.quantity}" if units.quantity else ""
     return (
-        f"{clock} {trade.exchange} {trade.symbol} {side:<4} {trade.price} x {trade.quantity} "
+        f"{clock} {trade.exchange} {trade.symbol} {side:<4} {trade.price} x {trade.quantity}{unit} "
         f"#{trade.trade_id}{marks}"
     )
 

@@ -2,6 +2,7 @@
 
 import time
 from collections import deque
+from dataclasses import dataclass
 from decimal import Decimal
 
 from rich.console import Group, RenderableType
@@ -11,10 +12,21 @@ from rich.text import Text
 from services.cli.book_keeper import BookKeeper, Level, state_name
 from services.cli.follow import Link
 
-__all__ = ["BookView", "Rate", "plain_line", "spread_text"]
+__all__ = ["BookView", "Rate", "Units", "latency_text", "now_clock", "plain_line", "spread_text"]
 
 _BAR = 24
 _STATE_STYLES = {"SYNCED": "bold green", "STALE": "bold yellow", "RESYNCING": "bold red"}
+
+
+@dataclass(frozen=True, slots=True)
+class Units:
+    """What the numbers of an instrument are in; empty when unknown."""
+
+    price: str = ""
+    """Currency of prices."""
+
+    quantity: str = ""
+    """What quantities count: the base currency, or the quote currency of inverse contracts."""
 
 
 class Rate:
@@ -63,8 +75,9 @@ def plain_line(keeper: BookKeeper, link: Link, rate: float, clock: str, lag: str
 class BookView:
     """The live picture of one book."""
 
-    def __init__(self, exchange: str, symbol: str, depth: int) -> None:
+    def __init__(self, exchange: str, symbol: str, depth: int, units: Units | None = None) -> None:
         self._name = f"{exchange} {symbol}"
+        self._units = units or Units()
         self._depth = depth
 
     def render(self, keeper: BookKeeper, link: Link, rate: float, lag: str) -> RenderableType:
@@ -73,7 +86,9 @@ class BookView:
         largest = max((level.quantity for level in (*bids, *asks)), default=Decimal(0))
         dim = not (keeper.in_step and link.connected)
         table = Table(box=None, pad_edge=False, padding=(0, 1), show_edge=False)
-        for title, justify in (("price", "right"), ("quantity", "right"), ("", "left")):
+        price = f"price {self._units.price}".rstrip()
+        quantity = f"quantity {self._units.quantity}".rstrip()
+        for title, justify in ((price, "right"), (quantity, "right"), ("", "left")):
             table.add_column(title, justify=justify, no_wrap=True)  # type: ignore[arg-type]
         for level in reversed(asks):
             _row(table, level, largest, "red", dim)

@@ -1,4 +1,4 @@
-"""`marketprism status`: what runs, how healthy it is, and the state of every book."""
+"""`marketprism status`: what runs, how healthy it is, and the state of every venue and book."""
 
 import asyncio
 import json
@@ -15,6 +15,7 @@ import psutil
 from marketprism.market.v1 import market_data_service_pb2 as pb
 from marketprism.market.v1 import market_data_service_pb2_grpc as pb_grpc
 from marketprism.market.v1 import order_book_pb2 as book_pb
+from rich.console import Console
 from rich.table import Table
 
 from services.cli.book_keeper import state_name
@@ -22,6 +23,7 @@ from services.cli.client import connect, mesh_record, reachable
 from services.cli.console import wide_console
 from services.cli.health import health_detail
 from services.cli.mesh_state import MeshRecord
+from services.cli.status_venues import Refusal, VenueRow, Venues, collect_venues
 from services.shared.errors import from_rpc_error
 from services.shared.registration import LocalRegistrar, Registration
 
@@ -38,7 +40,9 @@ _HTTP_SECONDS = 3.0
 _CALL_SECONDS = 5.0
 _PAGE = 1000
 _MOST_BOOKS_SHOWN = 40
+_MOST_REFUSALS_SHOWN = 10
 _HEALTHY = "healthy"
+_RIGHT = frozenset(("pid", "up", "restarts", "epoch", "sequence", "streams", "refused", "frames/s"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +119,9 @@ class MeshStatus:
     problems: Sequence[str]
     """Sentences on what could not be asked."""
 
+    venues: Venues = field(default_factory=Venues)
+    """What collectors tell of the venues."""
+
     @property
     def healthy(self) -> bool:
         """Whether all services are healthy and all books in step."""
@@ -132,6 +139,9 @@ class MeshStatus:
             "data_dir": self.data_dir,
             "supervisor": self.supervisor,
             "services": [asdict(row) for row in self.services],
+            "venues": [asdict(row) for row in self.venues.rows],
+            "leases": [asdict(row) for row in self.venues.leases],
+            "refused": [asdict(refusal) for refusal in self.venues.refusals],
             "books": [asdict(book) for book in self.books],
             "problems": list(self.problems),
         }
@@ -140,7 +150,8 @@ class MeshStatus:
 async def collect_status(data_dir: Path, address: str | None = None) -> MeshStatus:
     """Ask everything that is registered below a data directory.
 
-    `address` is the gateway to ask for books; by default the mesh's own, or its marketdata.
+    `address` is the gateway to ask for books and venues; by default the mesh's own, or its
+    marketdata and collectors.
     """
     record = mesh_record(data_dir)
     registrations = await LocalRegistrar.below(data_dir).list()
@@ -158,12 +169,15 @@ async def collect_status(data_dir: Path, address: str | None = None) -> MeshStat
         except grpc.aio.AioRpcError as error:
             said = from_rpc_error(error).message.splitlines()
             problems.append(f"cannot ask {target} for the books: {said[0] if said else error}")
+    venues = await collect_venues(_collectors(address, registrations))
+    problems += venues.problems
     return MeshStatus(
         data_dir=str(data_dir),
         supervisor=asdict(record) if record is not None else None,
         services=tuple(rows),
         books=tuple(books),
         problems=tuple(problems),
+        venues=venues,
     )
 
 
@@ -179,6 +193,10 @@ def print_status(status: MeshStatus) -> None:
     else:
         console.print(_head(status), soft_wrap=True)
         console.print(_service_table(status.services))
+    if status.venues.rows:
+        console.print()
+        console.print(_venue_table(status.venues.rows))
+        _print_sharing(console, status.venues)
     if status.books:
         in_step = sum(book.state == "SYNCED" for book in status.books)
         console.print(f"\nbooks: {in_step} of {len(status.books)} in step")
@@ -187,6 +205,26 @@ def print_status(status: MeshStatus) -> None:
         console.print("\nbooks: none yet")
     for problem in status.problems:
         console.print(problem, style="red", soft_wrap=True)
+
+
+def _print_sharing(console: Console, venues: Venues) -> None:
+    """Print what collectors hold of what they share, and what venues refuse."""
+    for lease in venues.leases:
+        others = ", ".join(name for name in lease.members if name != lease.collector)
+        console.print(
+            f"{lease.collector} holds {lease.held} of {lease.total} leases, "
+            + (f"with {others}" if others else "alone")
+            + (f"; took over {lease.taken_over}" if lease.taken_over else "")
+        )
+    for refusal in venues.refusals[:_MOST_REFUSALS_SHOWN]:
+        console.print(_refusal_line(refusal), style="yellow", soft_wrap=True)
+    if len(venues.refusals) > _MOST_REFUSALS_SHOWN:
+        left = len(venues.refusals) - _MOST_REFUSALS_SHOWN
+        console.print(f"and {left} more refusals; --json has all", style="yellow")
+
+
+def _refusal_line(refusal: Refusal) -> str:
+    return f"{refusal.exchange} refuses {refusal.kind} of {refusal.symbol}: {refusal.why}"
 
 
 # ---- services
@@ -287,6 +325,16 @@ def _books_address(record: MeshRecord | None, registrations: Sequence[Registrati
     return None
 
 
+def _collectors(address: str | None, registrations: Sequence[Registration]) -> list[str]:
+    """Give whom to ask for venues: each collector, for a gateway answers for one of them."""
+    found = [
+        reachable(f"{each.host}:{each.grpc_port}")
+        for each in registrations
+        if each.service == "collector"
+    ]
+    return found or ([address] if address is not None else [])
+
+
 async def _books(address: str) -> list[BookRow]:
     rows: list[BookRow] = []
     token = ""
@@ -346,6 +394,33 @@ def _service_table(rows: Sequence[ServiceRow]) -> Table:
     return table
 
 
+def _venue_table(rows: Sequence[VenueRow]) -> Table:
+    shared = len({row.collector for row in rows}) > 1
+    columns = ["venue", "books in step", "connections", "streams", "refused", "frames/s"]
+    table = _table(*(["collector"] if shared else []), *columns, "REST weight", "kinds")
+    for row in rows:
+        # A venue without instruments has not read its list yet, or others collect all of it.
+        in_step = row.in_step == row.instruments and row.instruments
+        up = row.connected == row.connections
+        waiting = f", {row.requests_waiting} waiting" if row.requests_waiting else ""
+        cells = [
+            row.exchange,
+            _good(f"{row.in_step} of {row.instruments}", bool(in_step)),
+            _good(f"{row.connected} of {row.connections}", up),
+            str(row.subscriptions),
+            _good(str(row.refused), not row.refused),
+            f"{row.frames_per_second:g}",
+            f"{row.weight_used}/{row.weight_limit} in {row.weight_seconds:g} s{waiting}",
+            ", ".join(kind.replace("_", " ") for kind in row.kinds),
+        ]
+        table.add_row(*([row.collector] if shared else []), *cells)
+    return table
+
+
+def _good(text: str, is_good: bool) -> str:
+    return text if is_good else f"[bold yellow]{text}[/]"
+
+
 def _book_table(books: Sequence[BookRow]) -> Table:
     table = _table("exchange", "symbol", "state", "epoch", "sequence", "detail")
     # Those out of step first: they are what one looks for.
@@ -368,8 +443,11 @@ def _book_table(books: Sequence[BookRow]) -> Table:
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
-        right = column in ("pid", "up", "restarts", "epoch", "sequence")
-        table.add_column(column, justify="right" if right else "left", no_wrap=column != "detail")
+        table.add_column(
+            column,
+            justify="right" if column in _RIGHT else "left",
+            no_wrap=column not in ("detail", "kinds"),
+        )
     return table
 
 

@@ -9,7 +9,14 @@ from marketprism.market.v1.common_pb2 import PriceLevel
 from rich.console import Console, RenderableType
 
 from services.cli.book_keeper import BookKeeper, Level
-from services.cli.book_view import BookView, Rate, latency_text, plain_line, spread_text
+from services.cli.book_view import (
+    BookView,
+    Rate,
+    Units,
+    latency_text,
+    plain_line,
+    spread_text,
+)
 from services.cli.follow import Link
 from services.cli.mesh_state import ChildRecord, MeshRecord
 from services.cli.status import BookRow, MeshStatus, ServiceRow, _duration, _unregistered
@@ -92,6 +99,13 @@ def test_a_pipe_gets_one_line_with_everything(keeper: BookKeeper) -> None:
     )
     assert "DISCONNECTED" in plain_line(keeper, Link(detail="gone"), 0.0, "", "")
     assert "no book: no snapshot yet" in plain_line(BookKeeper(), Link(connected=True), 0, "", "")
+
+
+def test_what_prices_and_quantities_are_in_is_told(keeper: BookKeeper) -> None:
+    view = BookView("deribit", "BTC-USD-PERP", 5, Units("USD", "USD"))
+    text = text_of(view.render(keeper, Link(connected=True), 0.0, "-"))
+    assert "price USD" in text
+    assert "quantity USD" in text
 
 
 def test_a_crossed_book_is_told() -> None:
