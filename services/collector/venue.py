@@ -10,6 +10,7 @@ from marketprism.collector.v1 import integrity_event_pb2 as integrity
 from marketprism.market.v1 import common_pb2
 from marketprism.market.v1 import order_book_pb2 as pb
 
+from services.collector.candles import CandleCloser
 from services.collector.connection import VenueConnectionTask
 from services.collector.contracts import ContractSize
 from services.collector.feed import InstrumentFeed
@@ -115,6 +116,7 @@ class Venue:
         self.tape = ObservationTape(exchange, publisher.publish, self._resolve)
         self.poller = Poller(self._ask, self._on_poll, self._on_poll_failed)
         self.roster.on_change = self._on_roster
+        self._closer = None if adapter.closes_candles else CandleCloser()
         self._handlers: dict[type, Callable[[VenueConnectionTask, Any, int], None]] = {
             TopOfBook: self._on_top,
             TradePrint: self._on_trade,
@@ -309,8 +311,13 @@ class Venue:
     def _on_observation(
         self, connection: VenueConnectionTask, message: Observation, now: int
     ) -> None:
-        if not message.symbol or self._shares(message.symbol):
+        if message.symbol and not self._shares(message.symbol):
+            return
+        if self._closer is None or message.kind != common_pb2.EVENT_KIND_CANDLE:
             self.tape.on_observation(message, now)
+            return
+        for each in self._closer.observe(message):
+            self.tape.on_observation(each, now)
 
     def _on_book_message(
         self, connection: VenueConnectionTask, message: BookSnapshot | BookHeartbeat, now: int
@@ -425,6 +432,8 @@ class Venue:
             connection_id=connection.connection_id,
         )
         self._disconnections[connection.connection_id] = (event, connection.last_frame_time)
+        if self._closer is not None:
+            self._closer.interrupt()
         for feed in self._carried(connection):
             if feed.lanes.names == [connection.connection_id]:
                 self.requests.cancel(feed.spec.native_symbol)

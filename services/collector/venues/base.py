@@ -483,6 +483,10 @@ class VenueAdapter(Protocol):
         """Kinds of event that this venue has at all, by stream or by REST."""
 
     @property
+    def closes_candles(self) -> bool:
+        """Whether the venue says when a candle is final; else the next one says it."""
+
+    @property
     def default_rest_url(self) -> str:
         """Base of the live venue's REST interface."""
 

@@ -57,6 +57,7 @@ class BinanceAdapter:
 
     snapshot_source = SnapshotSource.REQUEST
     ordered_ids = True
+    closes_candles = True
 
     def __init__(self, exchange: str, own: int = 0) -> None:
         self.exchange = exchange
