@@ -3,6 +3,8 @@
 A collector says once a second how it is. Its silence means that nobody tells us when a book loses
 step, so its books are then STALE, although nothing that they hold is known to be wrong. The same
 holds while it speaks and the broker stores nothing of what it has to say.
+
+Several collectors are usual: each has venues of its own, or they share the instruments of all.
 """
 
 from collections.abc import Mapping
@@ -22,7 +24,8 @@ _RIVALS_SECONDS = 10.0
 @dataclass(slots=True)
 class _Collector:
     heard: float
-    exchanges: set[str] = field(default_factory=set)
+    exchanges: frozenset[str] = frozenset()
+    leases: bool = False
     stored: Progress = field(default_factory=Progress)
 
 
@@ -65,7 +68,12 @@ class Collectors:
             waiting=publisher.in_flight + publisher.buffered > 0,
             now=now,
         )
-        collector.exchanges.update(connection.exchange for connection in status.connections)
+        # A venue that it was told to collect has a budget, also before it has any connection.
+        collector.exchanges = frozenset(
+            [each.exchange for each in status.connections]
+            + [each.exchange for each in status.rest_budgets]
+        )
+        collector.leases = status.HasField("leases")
         return True
 
     def listening(self, now: float | None) -> None:
@@ -75,6 +83,29 @@ class Collectors:
     def refresh(self, now: float) -> None:
         """Set the time that `silence` speaks of."""
         self._now = now
+
+    def collecting(self, exchange: str) -> dict[str, bool]:
+        """Give who collects a venue now, by name; whether each of them shares by leases."""
+        return {
+            name: each.leases
+            for name, each in self._known.items()
+            if exchange in each.exchanges and self._now - each.heard <= self._limit
+        }
+
+    def missing(self) -> str:
+        """Tell which venues nobody collects any more, although others are; empty when none."""
+        if self._listening_since is None or self._now - self._listening_since <= self._limit:
+            return ""
+        last: dict[str, tuple[float, str]] = {}
+        for name, each in self._known.items():
+            for exchange in each.exchanges:
+                last[exchange] = max(last.get(exchange, (0.0, "")), (each.heard, name))
+        told = [
+            f"{exchange} (collector {name} has been silent for {self._now - heard:.0f} s)"
+            for exchange, (heard, name) in sorted(last.items())
+            if self._now - heard > self._limit
+        ]
+        return f"nobody collects {', '.join(told)}" if told else ""
 
     def silence(self, exchange: str, collector_id: str) -> str:
         """Tell why the collector of a book counts as silent, empty when it does not."""

@@ -87,13 +87,16 @@ class MarketDataService(BaseService):
     def _collector_health(self, feed: Feed) -> DependencyStatus:
         ages = {name: round(age, 1) for name, age in feed.collectors.known.items()}
         silent = feed.collectors.silence("", "")
+        silent = silent or feed.collectors.missing()
         if silent:
             return DependencyStatus.degraded(silent, seconds_since_heard=ages)
         if self._rivals.are_at_work:
+            last = self.market.tally.old_epoch_book
+            who = ", ".join(sorted(feed.collectors.collecting(last.partition("/")[0])))
             return DependencyStatus.degraded(
-                "two collectors publish the same books, the last of them "
-                f"{self.market.tally.old_epoch_book}: expected one; stop the other, or give it "
-                "other symbols",
+                f"two collectors publish the same books ({who or 'neither is heard'}), the last of "
+                f"them {last}: expected one; stop the other, give it other symbols, or let them "
+                "share with leases.enabled in collector.yaml",
                 seconds_since_heard=ages,
             )
         return DependencyStatus.healthy(seconds_since_heard=ages)

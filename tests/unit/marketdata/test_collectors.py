@@ -84,6 +84,35 @@ def test_what_is_no_heartbeat_is_refused_and_names_are_bounded() -> None:
     assert "c1499" in collectors.known
 
 
+def test_a_venue_that_nobody_collects_any_more_is_told_though_others_are() -> None:
+    collectors = Collectors(5.0, 0.0)
+    collectors.listening(0.0)
+    collectors.on_heartbeat(heartbeat("a", "okx", "binance"), 10.0)
+    collectors.on_heartbeat(heartbeat("b", "binance"), 20.0)
+    assert at(collectors, 20.0).missing() == (
+        "nobody collects okx (collector a has been silent for 10 s)"
+    )
+    assert collectors.collecting("binance") == {"b": False}
+    collectors.on_heartbeat(heartbeat("b", "binance", "okx"), 21.0)
+    assert at(collectors, 21.0).missing() == "", "expected another to do as well"
+    collectors.on_heartbeat(heartbeat("b", "binance"), 22.0)
+    assert "okx" in at(collectors, 22.0).missing()
+    collectors.listening(None)
+    assert at(collectors, 90.0).missing() == "", "expected nothing of what we cannot hear"
+
+
+def test_collectors_that_share_a_venue_by_leases_are_known_to() -> None:
+    collectors = Collectors(5.0, 0.0)
+    for name in ("a", "b"):
+        message = collector_service_pb2.GetStatusResponse(collector_id=name)
+        # One that has no instrument at the moment has no connection either.
+        message.rest_budgets.add(exchange="okx")
+        message.leases.total = 64
+        collectors.on_heartbeat(message.SerializeToString(), 1.0)
+    assert at(collectors, 2.0).collecting("okx") == {"a": True, "b": True}
+    assert at(collectors, 7.0).collecting("okx") == {}
+
+
 def test_two_collectors_of_the_same_books_are_noticed_and_a_replacement_is_not() -> None:
     rivals = Rivals()
     for second in range(100):
