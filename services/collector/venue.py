@@ -277,10 +277,22 @@ class Venue:
             self._recorder.record("ws", connection.url, connection.connection_id, frame, now)
         try:
             message = self._adapter.decode(frame)
+            self._dispatch(connection, message, now)
         except MalformedFrameError as error:
             self._on_malformed(connection, error, now)
-            return
-        self._dispatch(connection, message, now)
+        except Exception as error:
+            # A fault of ours, but no frame may end the collection of everything else. Whose book it
+            # was is not known: all that the connection carries are built anew.
+            self._log.exception(
+                "a frame could not be handled",
+                connection=connection.connection_id,
+                frame=bytes(frame[:400]) if isinstance(frame, bytes) else frame[:400],
+            )
+            self._on_malformed(connection, MalformedFrameError(repr(error)[:200]), now)
+            connection.restart(
+                f"a frame could not be handled: {error!r}"[:300],
+                integrity.INTEGRITY_CAUSE_UNDECODABLE,
+            )
 
     def _dispatch(self, connection: VenueConnectionTask, message: VenueMessage, now: int) -> None:
         # By type, and what is none of these is a change of a book: by far the most frequent.

@@ -306,3 +306,20 @@ async def test_a_collector_goes_on_where_an_earlier_one_stopped(
     assert bench.venue.by_symbol["BTC-USDT"].book.epoch == floor + 1
     assert bench.venue.by_symbol["ETH-USDT"].book.epoch == T0 // 1000
     assert [feed.trades.last_id for feed in bench.feeds] == [41, 0]
+
+
+def test_a_frame_that_we_cannot_handle_ends_nothing_but_its_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench()
+    bench.in_step()
+    restarts: list[str] = []
+    monkeypatch.setattr(bench.connection, "restart", lambda reason, cause: restarts.append(reason))
+
+    def broken(_frame: object) -> object:
+        raise KeyError("a fault of ours")
+
+    monkeypatch.setattr(bench.venue._adapter, "decode", broken)
+    bench.venue.on_frame(bench.connection, b"{}", T0)
+    assert "a fault of ours" in restarts[0]
+    assert bench.entries[-1].kind == integrity.INTEGRITY_KIND_MALFORMED_FRAME
