@@ -61,7 +61,7 @@ class Topic:
     refusal: str = ""
     """The venue's words, empty when it is not refused."""
     retry_at: float = 0.0
-    """When a refused one is asked for again."""
+    """When it is asked for again; 0 when there is nothing to wait for."""
     alone: int = 0
     """Most topics that a request for this one may have; 0 for no limit."""
 
@@ -157,12 +157,13 @@ class TopicBook:
             for name, topic in self.topics.items():
                 if topic.state is TopicState.REFUSED and now >= topic.retry_at and not leaving:
                     self._move(topic, TopicState.WANTED, now)
-                if topic.state is not state or self._is_pending(name):
+                if topic.state is not state or now < topic.retry_at or self._is_pending(name):
                     continue
-                if topic.alone:
-                    if names:
-                        continue
+                if not names:
                     limit = topic.alone
+                elif topic.alone != limit:
+                    # Those that a refusal set apart go with their like only.
+                    continue
                 names.append(name)
                 if limit and len(names) >= limit:
                     break
@@ -178,8 +179,12 @@ class TopicBook:
         return None
 
     def next_due(self, now: float) -> float | None:
-        """Seconds until a refused topic is asked for again; None when there is none."""
-        times = [t.retry_at for t in self.topics.values() if t.state is TopicState.REFUSED]
+        """Seconds until a topic is asked for again that has to wait; None when there is none."""
+        times = [
+            t.retry_at
+            for t in self.topics.values()
+            if t.state is TopicState.REFUSED or (t.state is TopicState.LEAVING and t.retry_at)
+        ]
         return max(0.0, min(times) - now) if times else None
 
     def overdue(self, now: float, seconds: float) -> int:
@@ -236,7 +241,11 @@ class TopicBook:
                 del self._pending[number]
             if not pending.subscribing:
                 for name in names:
-                    self._taken(name, False, result, now)
+                    if fault.rate_limited:
+                        # It stands as before.
+                        self.topics[name].retry_at = now + _RATE_LIMITED_SECONDS
+                    else:
+                        self._taken(name, False, result, now)
             elif fault.rate_limited:
                 for name in names:
                     self._later(self.topics[name], text, now)
@@ -245,7 +254,10 @@ class TopicBook:
                 for name in names:
                     topic = self.topics[name]
                     topic.alone = max(1, len(names) // 2)
-                    self._move(topic, TopicState.WANTED, now)
+                    if topic.wanted:
+                        self._move(topic, TopicState.WANTED, now)
+                    else:
+                        del self.topics[name]
             else:
                 for name in names:
                     self._refuse(name, text, result, now)
@@ -304,3 +316,5 @@ class TopicBook:
     def _move(topic: Topic, state: TopicState, now: float) -> None:
         topic.state = state
         topic.since = now
+        if state is not TopicState.REFUSED:
+            topic.retry_at = 0.0
