@@ -81,10 +81,10 @@ class _Connection:
         self.last_frame_time = 0
         self.last_cause = integrity.INTEGRITY_CAUSE_UNSPECIFIED
 
-    def acknowledge(self, answer: object) -> None:
-        """Nothing: which subscriptions stood was noted."""
+    def acknowledge(self, *_: object) -> None:
+        """Do nothing: which subscriptions stood, and how connections ended, was noted."""
 
-    refuse = answer = acknowledge
+    refuse = answer = restart = acknowledge
 
 
 class _Venue:
