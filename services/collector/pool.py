@@ -8,7 +8,6 @@ go.
 """
 
 import asyncio
-import contextlib
 import random
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
@@ -218,7 +217,7 @@ class ConnectionPool:
                     replaced = True
                 continue
             new = successor.connection
-            ready = new.settled and self._handler.is_aligned(new)
+            ready = _carries_all(shard, old, new) and self._handler.is_aligned(new)
             if ready or (new.is_open and new.settled and now > lane.deadline) or not old.is_open:
                 if not new.is_open:
                     continue
@@ -235,6 +234,14 @@ class ConnectionPool:
                 tasks.append(lane.successor.task)
         for task in tasks:
             task.cancel()
-        for task in tasks:
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        if tasks:
+            # Unlike awaiting each, this ends when it is cancelled itself. How they ended is for
+            # their owner to look at.
+            await asyncio.wait(tasks)
+
+
+def _carries_all(shard: _Shard, old: VenueConnectionTask, new: VenueConnectionTask) -> bool:
+    """Tell whether the venue sends on the new connection whatever it sends on the old one."""
+    return new.settled and all(
+        new.is_active(topic) for topic in shard.subscriptions if old.is_active(topic)
+    )
