@@ -4,7 +4,7 @@ A book that nobody looks at costs nothing but its log. One that is looked at is 
 forward by the updates that came since.
 """
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from decimal import Decimal, InvalidOperation
 
@@ -73,6 +73,22 @@ class Side:
             return names[: -depth - 1 : -1] if depth else names[::-1]
         return names[:depth] if depth else names
 
+    def worst_within(self, horizon: str) -> str:
+        """Give the worst price held that is not beyond a horizon; the horizon when there is none.
+
+        Raises `MalformedLevelError`.
+        """
+        self.best(1)
+        try:
+            edge = Decimal(horizon)
+        except InvalidOperation:
+            return horizon
+        if self._descending:
+            index = bisect_left(self._keys, edge)
+            return self._names[index] if index < len(self._names) else horizon
+        index = bisect_right(self._keys, edge)
+        return self._names[index - 1] if index else horizon
+
     def encode(self, depth: int) -> bytes:
         """Encode the best `depth` levels, best first, as the repeated field; all when 0.
 
@@ -128,7 +144,7 @@ class BookLevels:
     Raises `MalformedLevelError` where a price has to be compared and is none.
     """
 
-    __slots__ = ("_last", "_tail", "asks", "bids", "position", "sequence")
+    __slots__ = ("_horizons", "_last", "_moves", "asks", "bids", "position", "sequence")
 
     def __init__(self, snapshot: bytes, position: int) -> None:
         message = order_book_pb2.OrderBookSnapshot.FromString(snapshot)
@@ -140,9 +156,12 @@ class BookLevels:
         self.asks = Side(_ASKS, descending=False)
         self.bids.apply(message.bids)
         self.asks.apply(message.asks)
-        self._tail = order_book_pb2.OrderBookSnapshot(
-            bid_horizon=message.bid_horizon, ask_horizon=message.ask_horizon
-        ).SerializeToString()
+        self._horizons = message.bid_horizon, message.ask_horizon
+        # A horizon beyond the worst level is one that does not move with it.
+        self._moves = (
+            bool(message.bids) and message.bids[-1].price == message.bid_horizon,
+            bool(message.asks) and message.asks[-1].price == message.ask_horizon,
+        )
         self._last = order_book_pb2.OrderBookUpdate(
             exchange=message.exchange,
             symbol=message.symbol,
@@ -179,9 +198,24 @@ class BookLevels:
                 head.SerializeToString(),
                 self.bids.encode(depth),
                 self.asks.encode(depth),
-                self._tail,
+                self._tail(),
             )
         )
+
+    def _tail(self) -> bytes:
+        """Encode the horizons.
+
+        A venue that keeps the best so many levels up takes the worst away when better ones come:
+        what it took away is unknown, and only the collector's next snapshot tells. So nothing is
+        claimed to be known beyond the worst level that is held within the horizon; where a level
+        was in truth deleted there, that claims a little less than is known, and never more.
+        """
+        bid, ask = self._horizons
+        bid_moves, ask_moves = self._moves
+        return order_book_pb2.OrderBookSnapshot(
+            bid_horizon=self.bids.worst_within(bid) if bid_moves else bid,
+            ask_horizon=self.asks.worst_within(ask) if ask_moves else ask,
+        ).SerializeToString()
 
 
 def _is_number(text: str) -> bool:

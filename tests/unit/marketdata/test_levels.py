@@ -55,6 +55,35 @@ def test_a_book_brought_forward_is_the_collectors_own_snapshot() -> None:
             assert encoded.SerializeToString() == expected.SerializeToString()
 
 
+def test_nothing_is_known_beyond_the_worst_level_of_a_window_that_moved() -> None:
+    """OKX keeps the best 400 levels up: when one comes in, the worst goes, and is unknown then."""
+    window = S.OrderBookSnapshot(exchange="okx", symbol="BTC-USDT", epoch=1, sequence=0)
+    for price in ("100", "99", "98", "97"):
+        window.bids.add(price=price, quantity="1")
+    for price in ("101", "102", "103", "104"):
+        window.asks.add(price=price, quantity="1")
+    window.bid_horizon, window.ask_horizon = "97", "104"
+    levels = BookLevels(window.SerializeToString(), 0)
+
+    def horizons() -> tuple[str, str]:
+        told = S.OrderBookSnapshot.FromString(levels.encode(S.SNAPSHOT_REASON_REQUESTED, 1))
+        return told.bid_horizon, told.ask_horizon
+
+    assert horizons() == ("97", "104")
+    better = S.OrderBookUpdate(epoch=1, sequence=1)
+    better.bids.add(price="100.5", quantity="2")
+    better.bids.add(price="97", quantity="0")
+    levels.apply(better.SerializeToString())
+    assert horizons() == ("98", "104")
+    worse = S.OrderBookUpdate(epoch=1, sequence=2)
+    worse.bids.add(price="100.5", quantity="0")
+    worse.bids.add(price="97", quantity="1")
+    worse.asks.add(price="101", quantity="0")
+    worse.asks.add(price="105", quantity="1")
+    levels.apply(worse.SerializeToString())
+    assert horizons() == ("97", "104"), "expected no claim beyond what the collector claims"
+
+
 def test_long_numbers_are_encoded_whole() -> None:
     side = Side(10, descending=True)
     price, quantity = "1" * 70 + ".5", "2" * 70
