@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from services.simulator.connection import Connection, websocket_frame
 from services.simulator.faults import FaultKind, FaultSet, corrupted, in_scope, stream_matches
-from services.simulator.market import Event, Market
+from services.simulator.market import Event, Market, UpdateIdUnavailableError
 from services.simulator.protocol import VenueProtocol
 
 __all__ = ["Hub", "SentIds"]
@@ -42,6 +42,8 @@ class Hub:
         self.deliveries = 0
         """Frames written, every connection counted."""
         self.slow_disconnects = 0
+        self.unwritten = 0
+        """Frames which could not be written, because the book before them is no longer kept."""
         self.sent: dict[str, SentIds] = {}
         """By stream, for streams of trades."""
         self._protocol = protocol
@@ -162,7 +164,12 @@ class Hub:
         touched: dict[Connection, None],
     ) -> None:
         protocol = self._protocol
-        payload = protocol.encode(event, stream)
+        try:
+            payload = protocol.encode(event, stream)
+        except UpdateIdUnavailableError:
+            # The history is too short for what the stream has to tell.
+            self.unwritten += 1
+            return
         if payload is None:
             return
         sent = False

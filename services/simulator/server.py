@@ -410,6 +410,7 @@ class SimulatedVenue:
             "frames": sum(self.hub.frames.values()),
             "deliveries": self.hub.deliveries,
             "slow_disconnects": self.hub.slow_disconnects,
+            "unwritten_frames": self.hub.unwritten,
             "streams": dict(self.hub.frames),
             "counters": dict(self.counters),
             "weight": {
