@@ -10,12 +10,19 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from decimal import Decimal
+from operator import ge, le
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 __all__ = ["Mesh", "running_mesh", "wait_for"]
+
+_HORIZONS: tuple[tuple[str, str, Callable[[Decimal, Decimal], bool]], ...] = (
+    ("bids", "bid_horizon", ge),
+    ("asks", "ask_horizon", le),
+)
 
 
 def wait_for(
@@ -53,7 +60,7 @@ class Mesh:
         return record
 
     def address(self, purpose: str) -> str:
-        """Give host:port of `all`, `collector`, `nats`, `simulator`, ..."""
+        """Give host:port of `all`, `collector`, `nats`, `simulator.okx`, ..."""
         return str(self.record()["addresses"][purpose])
 
     def registered(self, service: str) -> dict[str, Any]:
@@ -105,16 +112,27 @@ class Mesh:
             with error:
                 return error.code, json.load(error)
 
-    def fault(self, **request: Any) -> dict[str, Any]:
-        """Switch a fault of the simulated venue on."""
+    def venue(self, path: str, exchange: str = "binance") -> dict[str, Any]:
+        """GET a path of a simulated venue."""
+        return self.get(path, f"simulator.{exchange}")
+
+    def fault(self, exchange: str = "binance", **request: Any) -> dict[str, Any]:
+        """Switch a fault of a simulated venue on."""
         data = json.dumps(request).encode()
-        url = f"http://{self.address('simulator')}/sim/faults"
+        url = f"http://{self.address(f'simulator.{exchange}')}/sim/faults"
         call = urllib.request.Request(
             url, data=data, headers={"Content-Type": "application/json"}, method="POST"
         )
         with urllib.request.urlopen(call, timeout=10) as answer:
             body: dict[str, Any] = json.load(answer)
             return body
+
+    def instruments(self) -> list[dict[str, Any]]:
+        """Give what is collected, as marketdata describes it."""
+        listed: list[dict[str, Any]] = self.get("/api/v1/instruments?page_size=1000")["data"][
+            "instruments"
+        ]
+        return listed
 
     # The truth
 
@@ -126,41 +144,36 @@ class Mesh:
             each["state"] == "ORDER_BOOK_STATE_SYNCED" for each in statuses
         )
 
-    def equals_truth(self, symbol: str, native: str) -> bool:
+    def equals_truth(self, symbol: str, native: str, exchange: str = "binance") -> bool:
         """Hold the served book against the simulated venue's at the venue sequence it names."""
-        served = self.get(f"/api/v1/orderbook/binance/{symbol}")["data"]
+        served = self.get(f"/api/v1/orderbook/{exchange}/{symbol}")["data"]
         if served["status"]["state"] != "ORDER_BOOK_STATE_SYNCED":
             return False
         book = served["order_book"]
-        truth = self.get(
-            f"/sim/book?symbol={native}&update_id={book['venue_sequence']}", "simulator"
+        truth = self.venue(
+            f"/sim/book?symbol={native}&update_id={book['venue_sequence']}", exchange
         )
-        for side, horizon, better in (
-            ("bids", book["bid_horizon"], lambda price, edge: price >= edge),
-            ("asks", book["ask_horizon"], lambda price, edge: price <= edge),
-        ):
-            from decimal import Decimal
+        # The venue counts contracts, we the currency that they stand for.
+        size = Decimal(truth["contract_size"] or "1")
+        for side, horizon, within in _HORIZONS:
+            edge = Decimal(book[horizon]) if book[horizon] else None
 
-            def within(
-                price: str, edge: str = horizon, better: Callable[[Any, Any], bool] = better
-            ) -> bool:
-                return not edge or better(Decimal(price), Decimal(edge))
+            def levels(
+                told: list[tuple[str, str]],
+                size: Decimal,
+                edge: Decimal | None = edge,
+                within: Callable[[Decimal, Decimal], bool] = within,
+            ) -> list[tuple[Decimal, Decimal]]:
+                numbers = [(Decimal(price), Decimal(quantity) * size) for price, quantity in told]
+                return [each for each in numbers if edge is None or within(each[0], edge)]
 
-            ours = [
-                (Decimal(level["price"]), Decimal(level["quantity"]))
-                for level in book[side]
-                if within(level["price"])
-            ]
-            theirs = [
-                (Decimal(price), Decimal(quantity))
-                for price, quantity in truth[side]
-                if within(price)
-            ]
+            ours = levels([(each["price"], each["quantity"]) for each in book[side]], Decimal(1))
+            theirs = levels(truth[side], size)
             if ours != theirs:
                 different = set(ours) ^ set(theirs)
                 raise AssertionError(
-                    f"{symbol} at {book['venue_sequence']}: {side} differ in {len(different)} "
-                    f"levels within the horizon, such as {sorted(different)[:4]}"
+                    f"{exchange} {symbol} at {book['venue_sequence']}: {side} differ in "
+                    f"{len(different)} levels within the horizon, such as {sorted(different)[:4]}"
                 )
         return True
 

@@ -22,6 +22,13 @@ from tests.e2e.mesh import Mesh, running_mesh, wait_for
 pytestmark = pytest.mark.timeout(300)
 
 BTC = ("BTC-USDT", "BTCUSDT")
+OTHERS = (
+    ("binance_usdm", "BTC-USDT-PERP", "BTCUSDT"),
+    ("binance_coinm", "BTC-USD-PERP", "BTCUSD_PERP"),
+    ("okx", "BTC-USDT-PERP", "BTC-USDT-SWAP"),
+    ("deribit", "BTC-USD-PERP", "BTC-PERPETUAL"),
+)
+"""One instrument of each other venue of the mesh, with the venue's own name."""
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +40,7 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
         "MARKETPRISM__COLLECTOR__BOOKS__SNAPSHOT_EVERY_UPDATES": "100",
     }
     with running_mesh(
-        directory, "--simulated", "--depth-rate", "10", "--trade-rate", "20", env=quick
+        directory, "--simulated", "--depth-rate", "10", "--trade-rate", "10", env=quick
     ) as mesh:
         wait_for(mesh.books_in_step, "every book is in step")
         yield mesh
@@ -53,7 +60,7 @@ def same_as_truth(mesh: Mesh, client: BookClient) -> bool:
     state, sequence, levels, horizon = client.book()
     if state != "SYNCED":
         return False
-    truth = mesh.get(f"/sim/book?symbol={BTC[1]}&update_id={sequence}", "simulator")
+    truth = mesh.venue(f"/sim/book?symbol={BTC[1]}&update_id={sequence}")
     for side in ("bids", "asks"):
         edge = Decimal(horizon[side]) if horizon[side] else None
 
@@ -76,6 +83,11 @@ def recovered(mesh: Mesh, client: BookClient, seconds: float = 40) -> None:
     for native in ("BTCUSDT", "ETHUSDT", "SOLUSDT", "BNBUSDT", "XRPUSDT"):
         symbol = f"{native[:-4]}-USDT"
         wait_for(lambda s=symbol, n=native: mesh.equals_truth(s, n), f"{symbol} equals the truth")
+    for exchange, symbol, native in OTHERS:
+        wait_for(
+            lambda e=exchange, s=symbol, n=native: mesh.equals_truth(s, n, e),
+            f"{exchange} {symbol} equals the truth",
+        )
     before = client.updates
     wait_for(lambda: client.updates > before + 5, "the subscriber's book moves on")
     wait_for(lambda: same_as_truth(mesh, client), "the subscriber's book equals the truth")
@@ -105,7 +117,7 @@ def trades_stored_once(mesh: Mesh) -> None:
     """Every trade that the venue made since the first one stored is stored once, in order."""
     url = f"nats://{mesh.address('nats')}"
     for native in ("BTCUSDT", "ETHUSDT"):
-        made = mesh.get(f"/sim/trades?symbol={native}", "simulator")["made"]
+        made = mesh.venue(f"/sim/trades?symbol={native}")["made"]
         symbol = f"{native[:-4]}-USDT"
 
         def complete(symbol: str = symbol, last: int = made[-1]) -> list[int] | None:
@@ -152,10 +164,10 @@ def test_a_quiet_mesh_serves_the_venues_books(mesh: Mesh, client: BookClient) ->
 def test_a_bad_frame(
     mesh: Mesh, client: BookClient, fault: dict[str, str], told: str | None
 ) -> None:
-    before = mesh.get("/sim/faults", "simulator")["totals"][fault["kind"]]
+    before = mesh.venue("/sim/faults")["totals"][fault["kind"]]
     mesh.fault(symbol="BTCUSDT", **fault)
     wait_for(
-        lambda: mesh.get("/sim/faults", "simulator")["totals"][fault["kind"]] > before,
+        lambda: mesh.venue("/sim/faults")["totals"][fault["kind"]] > before,
         "the fault happened",
     )
     if told:
@@ -166,6 +178,20 @@ def test_a_bad_frame(
         assert "RESYNCING" not in client.told
 
 
+@pytest.mark.parametrize(
+    ("exchange", "symbol", "native"), OTHERS, ids=[exchange for exchange, _, _ in OTHERS]
+)
+def test_a_lost_frame_of_any_venue(mesh: Mesh, exchange: str, symbol: str, native: str) -> None:
+    with BookClient(mesh.address("all"), exchange, symbol) as client:
+        wait_for(lambda: client.in_step, "the subscriber's book is in step")
+        client.told.clear()
+        mesh.fault(exchange, kind="gap", symbol=native, ids=3)
+        wait_for(lambda: "RESYNCING" in client.told, "the subscriber is told RESYNCING")
+        wait_for(lambda: client.in_step, "the subscriber's book is in step again")
+        wait_for(lambda: mesh.equals_truth(symbol, native, exchange), "it equals the truth")
+        assert client.breaches == [], "the server broke the streaming contract"
+
+
 def test_a_stale_snapshot_is_not_believed(mesh: Mesh, client: BookClient) -> None:
     mesh.fault(kind="stale_snapshot", symbol="BTCUSDT", count=2)
     mesh.fault(kind="drop", symbol="BTCUSDT", stream="@depth@100ms")
@@ -173,17 +199,23 @@ def test_a_stale_snapshot_is_not_believed(mesh: Mesh, client: BookClient) -> Non
     recovered(mesh, client)
 
 
+def rest_budget(mesh: Mesh) -> dict[str, str]:
+    """Give the use of Binance spot's REST limit, as the collector tells it."""
+    budgets = mesh.get("/api/v1/collector/status", "collector")["data"]["rest_budgets"]
+    return next(each for each in budgets if each["exchange"] == "binance")
+
+
 def test_rate_limits_are_obeyed(mesh: Mesh, client: BookClient) -> None:
     mesh.fault(kind="rest_429", retry_after=3, path="/api/v3/depth")
     mesh.fault(kind="drop", symbol="BTCUSDT", stream="@depth@100ms")
     wait_for(lambda: "RESYNCING" in client.told, "the subscriber is told RESYNCING")
     limited = wait_for(
-        lambda: mesh.get("/sim/faults", "simulator")["totals"]["rest_429"], "the 429 is answered"
+        lambda: mesh.venue("/sim/faults")["totals"]["rest_429"], "the 429 is answered"
     )
     began = time.monotonic()
-    requests = mesh.get("/api/v1/collector/status", "collector")["data"]["rest_budgets"][0]
+    requests = rest_budget(mesh)
     recovered(mesh, client)
-    after = mesh.get("/api/v1/collector/status", "collector")["data"]["rest_budgets"][0]
+    after = rest_budget(mesh)
     assert limited >= 1
     assert int(after["rate_limited"]) >= 1
     assert time.monotonic() - began >= 2.0, "a request was made before Retry-After had passed"
