@@ -1,0 +1,1 @@
+"""Drives every fault on every venue and holds what a collector serves against the truth."""
