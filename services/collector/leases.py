@@ -202,6 +202,8 @@ class LeaseManager:
             new_id=lambda: secrets.token_hex(8),
             process=this_process() if settings.local_deaths else "",
             is_gone=has_ended if settings.local_deaths else lambda _: False,
+            # Only where a lost record begins anew; from there on it counts.
+            first_version=lambda: time.time_ns() // 1_000_000,
         )
         self._timeout = min(max(settings.lease_seconds / 5, 0.2), 2.0)
         self._wake = asyncio.Event()
@@ -245,7 +247,8 @@ class LeaseManager:
     def fence(self, exchange: str, symbol: str) -> int:
         """Give the number of the claim by which it has the instrument; 0 when it has not.
 
-        It grows with each change of the holder.
+        It grows with each change of the holder, also when the record was lost in between, as long
+        as the wall clocks of collectors are not further apart than that took.
         """
         return self._member.fence(exchange, self.slot_of(exchange, symbol))
 

@@ -86,7 +86,8 @@ class LeaseMember:
     (`on_stored`, `on_refused`); again by `wake_at` at the latest. All times are seconds of one
     clock that never stops nor goes back. `exchanges` gives how many slots each exchange that it
     collects has when it is the one to divide it; `new_id` gives random ids; `is_gone` tells of a
-    member's `process` whether it has certainly ended.
+    member's `process` whether it has certainly ended; `first_version` gives where the versions of a
+    new era begin, best above those of any earlier one.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class LeaseMember:
         new_id: Callable[[], str],
         process: str = "",
         is_gone: Callable[[str], bool] = lambda _: False,
+        first_version: Callable[[], int] = lambda: 0,
     ) -> None:
         self.name = name
         self._exchanges = dict(exchanges)
@@ -107,6 +109,7 @@ class LeaseMember:
         self._new_id = new_id
         self._process = process
         self._is_gone = is_gone
+        self._first_version = first_version
         self._incarnation = new_id()
         self._past: deque[str] = deque(maxlen=_LIVES)
         self._joined = False
@@ -132,6 +135,7 @@ class LeaseMember:
         # What it has: slots by exchange, and of those it gives up, whether nothing comes any more.
         self._counts: dict[str, int] = dict(exchanges)
         self._owned: dict[str, frozenset[int]] = {}
+        self._fences: dict[tuple[str, int], int] = {}
         self._yielding: dict[str, dict[int, bool]] = {exchange: {} for exchange in exchanges}
         self._from_dead: set[tuple[str, int]] = set()
         self.taken_over = 0
@@ -196,10 +200,7 @@ class LeaseMember:
 
     def fence(self, exchange: str, slot: int) -> int:
         """Give the number of the claim by which it has a slot; 0 when it has not."""
-        if slot not in self._owned.get(exchange, _NONE) or self._group is None:
-            return 0
-        slots = self._group.exchanges.get(exchange)
-        return slots.fences[slot] if slots is not None and slot < len(slots.fences) else 0
+        return self._fences.get((exchange, slot), 0)
 
     def was_taken_over(self, exchange: str, slot: int) -> bool:
         """Tell whether it got a slot because the one who had it died."""
@@ -337,11 +338,14 @@ class LeaseMember:
             if beat > self._stored_beat:
                 self._prove(beat, group.lease_seconds)
         owned: dict[str, frozenset[int]] = {}
+        self._fences.clear()
         for exchange, wanted in self._exchanges.items():
             slots = group.exchanges.get(exchange)
             self._counts[exchange] = len(slots.owners) if slots is not None else wanted
             has = slots.owned_by(self.name) if slots is not None and self._joined else _NONE
             owned[exchange] = has
+            for slot in has:
+                self._fences[exchange, slot] = slots.fences[slot] if slots is not None else 0
             yielding = self._yielding[exchange]
             for slot in yielding.keys() - has:
                 del yielding[slot]
@@ -378,6 +382,7 @@ class LeaseMember:
         self._sent.clear()
         self._stored_beat = self._beat
         self._owned = {}
+        self._fences.clear()
         self._yielding = {exchange: {} for exchange in self._exchanges}
         self._from_dead.clear()
 
@@ -426,7 +431,8 @@ class LeaseMember:
         )
 
     def _new_era(self) -> Group:
-        return Group(FORMAT, self._new_id(), False, self._version, self._known_lease, {}, {})
+        version = max(self._version, self._first_version())
+        return Group(FORMAT, self._new_id(), False, version, self._known_lease, {}, {})
 
     def _departed(self, group: Group, now: float) -> list[str]:
         """Give the members that are surely not collecting any more."""

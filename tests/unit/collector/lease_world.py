@@ -86,6 +86,7 @@ class Collector:
             new_id=lambda: f"{name}#{next(world.numbers)}",
             process=self.process,
             is_gone=world.is_gone,
+            first_version=lambda: round(world.now * 1000),
         )
         self._life = self._live()
         self._turn = 0
@@ -191,6 +192,7 @@ class World:
         self._generation = 0
         self._overlap_since: float | None = None
         self._ended: set[str] = set()
+        self._fences: dict[tuple[str, str], tuple[int, Collector]] = {}
         self.sees_deaths = False
 
     # What happens by itself.
@@ -279,8 +281,8 @@ class World:
 
     # What must be true.
 
-    def publishers(self, exchange: str, symbol: str) -> list[str]:
-        return [c.name for c in self.collectors if c.may_publish(exchange, symbol)]
+    def publishers(self, exchange: str, symbol: str) -> list[Collector]:
+        return [c for c in self.collectors if c.may_publish(exchange, symbol)]
 
     def check(self) -> None:
         twice = None
@@ -288,7 +290,10 @@ class World:
             for symbol in SYMBOLS:
                 who = self.publishers(exchange, symbol)
                 if len(who) > 1:
-                    twice = f"{exchange} {symbol} is published by {who} at {self.now:.3f}"
+                    names = [collector.name for collector in who]
+                    twice = f"{exchange} {symbol} is published by {names} at {self.now:.3f}"
+                for collector in who:
+                    self._check_fence(exchange, symbol, collector)
         if twice is None:
             if self._overlap_since is not None:
                 self.overlap = max(self.overlap, self.now - self._overlap_since)
@@ -297,6 +302,14 @@ class World:
         if self._overlap_since is None:
             self._overlap_since = self.now
         self.on_twice(twice)
+
+    def _check_fence(self, exchange: str, symbol: str, collector: Collector) -> None:
+        slot = slot_of(symbol, collector.member.slots(exchange))
+        fence = collector.member.fence(exchange, slot)
+        before, who = self._fences.get((exchange, symbol), (0, collector))
+        assert fence >= before, f"expected the fence of {exchange} {symbol} never to go back"
+        assert fence > before or who is collector, "expected each change of holder to raise it"
+        self._fences[exchange, symbol] = fence, collector
 
     def on_twice(self, what: str) -> None:
         raise AssertionError(f"expected one publisher of each instrument: {what}")
