@@ -113,7 +113,8 @@ class BookLanes:
     def heard(self, name: str) -> int:
         """When a connection last told something of the book, nanoseconds; 0 when never."""
         lane = self._lanes.get(name)
-        return lane.heard if lane is not None and self._several else self._book.receive_time
+        heard = lane.heard if lane is not None else 0
+        return heard if self._several else max(heard, self._book.receive_time)
 
     def is_aligned(self, name: str) -> bool:
         """Tell whether the book goes on from this connection alone without a gap."""
@@ -154,6 +155,8 @@ class BookLanes:
     def on_snapshot(self, name: str, snapshot: BookSnapshot, now: int) -> None:
         """Take a snapshot that came in the stream."""
         lane = self._lanes.get(name)
+        if lane is not None:
+            lane.heard = now
         if self._several and lane is not None and self._book.in_step:
             others = any(each.aligned for each in self._lanes.values() if each is not lane)
             if others:
@@ -172,10 +175,12 @@ class BookLanes:
 
     def on_heartbeat(self, name: str, heartbeat: BookHeartbeat, now: int) -> None:
         """Take the venue's word that the book stands at an id."""
+        lane = self._lanes.get(name)
+        if lane is not None:
+            lane.heard = now
         if not self._several:
             self._book.on_heartbeat(heartbeat, now)
             return
-        lane = self._lanes.get(name)
         if lane is None:
             return
         if heartbeat.last == self._book.venue_sequence:

@@ -214,6 +214,7 @@ class ObservationTape:
         `receive_time_ns` is when it was read, nanoseconds since 1970. The message of the
         observation is completed in place, and so must not be used again.
         """
+        self.heard(observation.kind, receive_time_ns)
         message: Any = observation.message
         symbol = observation.symbol
         if not symbol:
@@ -234,13 +235,17 @@ class ObservationTape:
         if told is None:
             self.unresolved[kind_name(observation.kind)] += 1
             return False
-        told.last_receive_time = self._last_of_kind[observation.kind] = receive_time_ns
+        told.last_receive_time = receive_time_ns
         message.exchange = self._exchange
         message.symbol = symbol
         message.ClearField("receive_time")
         if observation.event_id or observation.kind == _LIQUIDATION:
             return self._on_happening(told, observation, receive_time_ns)
         return self._on_state(told, observation, receive_time_ns)
+
+    def heard(self, kind: "common_pb2.EventKind.ValueType", receive_time_ns: int) -> None:
+        """Take note that a kind was told of something, ours or not: its streams speak."""
+        self._last_of_kind[kind] = receive_time_ns
 
     def on_dropped(self, key: str, count: int) -> bool:
         """Take note that everything unsent under a droppable key was given up.

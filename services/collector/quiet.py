@@ -75,11 +75,13 @@ class QuietWatch:
         for connection in connections:
             for name, topic in connection.topics.topics.items():
                 limit = self._limit(topic)
-                if topic.state is not TopicState.ACTIVE or not limit:
+                if not limit:
                     continue
                 key = (connection.connection_id, name)
+                # Remembered while it is subscribed to anew, for the patience to be had then.
                 alive.add(key)
-                self._look_at(connection, key, topic, limit, now)
+                if topic.state is TopicState.ACTIVE:
+                    self._look_at(connection, key, topic, limit, now)
         for key in self._watched.keys() - alive:
             del self._watched[key]
             self._told.pop(key, None)
@@ -87,11 +89,8 @@ class QuietWatch:
     def _limit(self, topic: Topic) -> float:
         subscription = topic.subscription
         if _TRADE in subscription.kinds:
-            return (
-                4 * self._settings.quiet_seconds
-                if self._settings.quiet_seconds
-                else (_TRADE_SECONDS)
-            )
+            quiet = self._settings.quiet_seconds
+            return 4 * quiet if quiet else _TRADE_SECONDS
         if not subscription.quiet_seconds:
             return 0.0
         return self._settings.quiet_seconds or subscription.quiet_seconds

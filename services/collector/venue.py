@@ -324,6 +324,8 @@ class Venue:
         self, connection: VenueConnectionTask, message: Observation, now: int
     ) -> None:
         if message.symbol and not self._shares(message.symbol):
+            # Another collector tells it; that it came shows that the stream speaks.
+            self.tape.heard(message.kind, now)
             return
         if self._closer is None or message.kind != common_pb2.EVENT_KIND_CANDLE:
             self.tape.on_observation(message, now)

@@ -17,7 +17,7 @@ from services.collector.ledger import Ledger
 from services.collector.settings import ExchangeSettings
 from services.collector.synchroniser import SnapshotPolicy
 from services.collector.venue import Venue
-from services.collector.venues.base import BookSnapshot, InstrumentSpec, TradePrint
+from services.collector.venues.base import BookSnapshot, InstrumentSpec, Observation, TradePrint
 from services.collector.venues.binance_spot import BinanceSpot
 from tests.unit.collector.support import diff
 from tests.unit.collector.test_feed import SECOND, T0, Outbox
@@ -323,3 +323,14 @@ def test_a_frame_that_we_cannot_handle_ends_nothing_but_its_connection(
     bench.venue.on_frame(bench.connection, b"{}", T0)
     assert "a fault of ours" in restarts[0]
     assert bench.entries[-1].kind == integrity.INTEGRITY_KIND_MALFORMED_FRAME
+
+
+async def test_a_stream_that_tells_what_others_collect_is_not_silent() -> None:
+    """Whoever shares instruments hears the streams of indexes, and tells only its own."""
+    bench = Bench()
+    bench.venue._shares = lambda symbol: symbol != "BTC-USD"
+    message = events_pb2.IndexPrice(index_price="1")
+    observation = Observation(common_pb2.EVENT_KIND_INDEX_PRICE, message, symbol="BTC-USD")
+    bench.venue._dispatch(bench.connection, observation, T0)
+    assert bench.out.of("index_price") == []
+    assert bench.venue.tape.last_of_kind(common_pb2.EVENT_KIND_INDEX_PRICE) == T0
