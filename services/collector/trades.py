@@ -1,5 +1,6 @@
 """The trades of one instrument: each once, in the venue's order, holes noticed and filled."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from typing import NamedTuple, TypeAlias
 
@@ -74,6 +75,7 @@ class TradeTape:
         self._max_held = max_held
         self._held: list[tuple[_Numbered, int]] = []
         self._late: dict[int, tuple[_Numbered, int]] = {}
+        self._late_numbers = 0
         self._missing: tuple[int, int] | None = None
         self._behind: list[tuple[_Numbered, int]] = []
 
@@ -111,23 +113,30 @@ class TradeTape:
             return Filled(0, 0, 0, 0)
         first, last = self._missing
         self._missing = None
-        late, self._late = self._late, {}
-        past = {trade.trade_id: trade for trade in history if first <= trade.trade_id <= last}
-        found = 0
+        late, self._late, self._late_numbers = self._late, {}, 0
+        told: list[tuple[_Numbered, int, bool]] = [(*each, False) for each in late.values()]
+        numbers = sorted(late)
+        for past in {trade.trade_id: trade for trade in history}.values():
+            number = past.trade_id
+            # What came late may stand for several of those that the history has one by one.
+            place = bisect_left(numbers, number)
+            came = place < len(numbers) and _first(late[numbers[place]][0]) <= number
+            if first <= number <= last and not came:
+                told.append((past, receive_time, True))
+        found = lost = 0
         holes: list[int] = []
         expected = first
-        for number in sorted(past.keys() | late.keys()):
-            if number != expected:
-                holes += (expected, number - 1)
-            expected = number + 1
-            if number in late:
-                self._emit(*late[number], backfilled=False)
-            else:
-                self._emit(past[number], receive_time, backfilled=True)
-                found += 1
+        for each, received, backfilled in sorted(told, key=lambda one: one[0].trade_id):
+            begin = max(_first(each), first)
+            if begin > expected:
+                holes += (expected, begin - 1)
+                lost += begin - expected
+            expected = each.trade_id + 1
+            self._emit(each, received, backfilled=backfilled)
+            found += backfilled
         if expected <= last:
             holes += (expected, last)
-        lost = last - first + 1 - found - len(late)
+            lost += last + 1 - expected
         self.backfilled += found
         self.missed += lost
         self.last_id = last
@@ -146,16 +155,18 @@ class TradeTape:
             self.duplicates += 1
         else:
             self._late[number] = (trade, receive_time)
-            if len(self._late) == last - first + 1:
+            self._late_numbers += number - max(_first(trade), first) + 1
+            if self._late_numbers >= last - first + 1:
                 # It was only out of order.
                 self.fill((), receive_time)
 
     def _look_back(self, trade: _Numbered, receive_time: int) -> None:
-        if isinstance(trade, SkippedTrade) or trade.exchange_time < self.last_time:
-            # Another connection, or the venue itself, tells again what was told.
+        if isinstance(trade, SkippedTrade) or trade.exchange_time <= self.last_time:
+            # Another connection, or the venue itself, tells again what was told: one order may
+            # make hundreds of trades at one time.
             return
         behind = self._behind
-        if behind and trade.trade_id != behind[-1][0].trade_id + 1:
+        if behind and _first(trade) != behind[-1][0].trade_id + 1:
             behind.clear()
         behind.append((trade, receive_time))
         if len(behind) >= _NEW_NUMBERING:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from marketprism.market.v1 import common_pb2, events_pb2
 
 from services.collector.trades import TradeTape
-from services.collector.venues.base import TradePrint
+from services.collector.venues.base import SkippedTrade, TradePrint
 
 
 def trade(number: int, *, buyer_is_maker: bool = False) -> TradePrint:
@@ -30,7 +30,7 @@ class Published:
 
     def publish(self, payload: bytes, trade_id: int) -> None:
         message = events_pb2.Trade.FromString(payload)
-        assert message.trade_id == str(trade_id)
+        assert (message.venue_sequence or int(message.trade_id)) == trade_id
         self.trades.append(message)
 
     @property
@@ -196,3 +196,139 @@ def test_any_order_any_loss_any_repetition_publishes_each_trade_once_in_order(
     assert len(expected_span - set(out.ids)) == tape.missed
     assert tape.received == len(arriving)
     assert expected_span & in_history - set(out.ids) == set() or tape.missed
+
+
+# Numbers without a trade, and trades that stand for several
+
+
+def folded(last: int, count: int, ms: int = 0) -> TradePrint:
+    """One message for `count` trades, the last of which is `last`."""
+    return TradePrint("X", last, (ms or last) * 1_000_000, "1", str(count), False, count)
+
+
+def test_a_number_that_is_no_trade_of_the_market_is_used_up_and_not_told() -> None:
+    out = Published()
+    tape = out.tape()
+    feed(tape, 1)
+    tape.on_trade(SkippedTrade("X", 2), 2)
+    feed(tape, 3)
+    assert (out.ids, out.requests, tape.last_id) == ([1, 3], [], 3)
+    tape.on_trade(SkippedTrade("X", 2), 4)
+    assert (tape.duplicates, tape.received) == (1, 4)
+
+
+def test_a_skipped_number_closes_a_hole_and_shows_one() -> None:
+    out = Published()
+    tape = out.tape()
+    feed(tape, 1)
+    tape.on_trade(SkippedTrade("X", 3), 3)
+    assert (out.requests, tape.missing) == ([(2, 2)], (2, 2))
+    tape.on_trade(SkippedTrade("X", 2), 4)
+    feed(tape, 4)
+    assert (out.ids, tape.missing, tape.missed) == ([1, 4], None, 0)
+
+
+def test_what_history_has_not_but_the_stream_skipped_is_not_lost() -> None:
+    out = Published()
+    tape = out.tape()
+    feed(tape, 1, 6)
+    tape.on_trade(SkippedTrade("X", 4), 7)
+    filled = tape.fill([trade(3), trade(5)], 9)
+    assert filled == (2, 1, 2, 2)
+    assert (out.ids, tape.missed) == ([1, 3, 5, 6], 1)
+
+
+def test_a_trade_that_stands_for_several_continues_what_came_before_the_first_of_them() -> None:
+    out = Published()
+    tape = out.tape()
+    feed(tape, 10)
+    tape.on_trade(folded(13, 3), 1)
+    tape.on_trade(folded(14, 1), 2)
+    assert (out.ids, [each.trade_count for each in out.trades]) == ([10, 13, 14], [0, 3, 1])
+    assert out.requests == []
+    tape.on_trade(folded(20, 2), 3)
+    assert out.requests == [(15, 18)]
+    assert tape.fill([trade(n) for n in range(1, 30)], 4) == (4, 0, 0, 0)
+    assert out.ids == [10, 13, 14, 15, 16, 17, 18, 20]
+
+
+def test_several_that_came_late_as_one_are_not_told_again_from_history() -> None:
+    out = Published()
+    tape = out.tape()
+    feed(tape, 1, 9)
+    tape.on_trade(folded(6, 3), 1)
+    filled = tape.fill([trade(n) for n in range(1, 9)], 2)
+    assert out.ids == [1, 2, 3, 6, 7, 8, 9]
+    assert (filled, tape.missed) == ((4, 0, 0, 0), 0)
+
+
+def test_a_hole_is_closed_when_several_come_late_as_one() -> None:
+    out = Published()
+    tape = out.tape()
+    feed(tape, 1, 6)
+    tape.on_trade(folded(5, 4), 1)
+    assert (out.ids, tape.missing, tape.missed) == ([1, 5, 6], None, 0)
+
+
+def test_what_is_missing_beside_several_that_came_as_one_is_counted_by_number() -> None:
+    out = Published()
+    tape = out.tape()
+    feed(tape, 1, 10)
+    tape.on_trade(folded(6, 3), 1)
+    assert tape.fill([], 2) == (0, 5, 2, 9)
+    assert tape.missed == 5
+
+
+def test_a_count_beyond_belief_costs_nothing() -> None:
+    out = Published()
+    tape = out.tape()
+    feed(tape, 1, 10**18)
+    tape.on_trade(folded(10**17, 10**17 - 10), 1)
+    filled = tape.fill([trade(n) for n in range(1, 100)], 2)
+    assert (filled.found, out.ids[-1]) == (9, 10**18)
+
+
+# Numbering anew
+
+
+def test_many_trades_at_one_time_that_another_connection_repeats_are_no_new_numbering() -> None:
+    """One order may make hundreds of trades, and two connections tell each of them."""
+    out = Published()
+    tape = out.tape()
+    sweep = [TradePrint("X", number, 10**18, "1", "1", False) for number in range(1, 201)]
+    for _ in range(2):
+        for each in sweep:
+            tape.on_trade(each, 1)
+    assert (out.ids, tape.renumbered, tape.duplicates) == (list(range(1, 201)), 0, 200)
+
+
+def test_old_numbers_are_a_new_numbering_only_when_they_are_newer_by_time() -> None:
+    out = Published()
+    tape = out.tape()
+    now = 10**18
+    tape.on_trade(TradePrint("X", 10_000, now, "1", "1", False), 1)
+    for number in range(1, 200):
+        tape.on_trade(TradePrint("X", number, now - 1, "1", "1", False), 1)
+    assert tape.renumbered == 0
+    for number in range(1, 51):
+        tape.on_trade(TradePrint("X", number, now + number, "1", "1", False), 1)
+    assert (tape.renumbered, tape.last_id) == (1, 50)
+    assert out.ids == [10_000, *range(1, 51)]
+    tape.on_trade(TradePrint("X", 51, now + 51, "1", "1", False), 1)
+    assert out.ids[-1] == 51
+
+
+def test_a_new_numbering_is_seen_where_trades_stand_for_several() -> None:
+    out = Published()
+    tape = out.tape(last_id=10_000)
+    for number in range(3, 3 * 51, 3):
+        tape.on_trade(folded(number, 3), 1)
+    assert (tape.renumbered, tape.last_id) == (1, 150)
+    assert out.ids == list(range(3, 151, 3))
+
+
+def test_a_venue_with_ids_of_its_own_is_told_by_them_and_numbered_beside() -> None:
+    out = Published()
+    tape = out.tape()
+    tape.on_trade(TradePrint("X", 7, 1, "1", "1", False, venue_id="ETH-123"), 1)
+    assert (out.trades[0].trade_id, out.trades[0].venue_sequence) == ("ETH-123", 7)
