@@ -210,6 +210,8 @@ class LeaseManager:
         self._stopped = asyncio.Event()
         self._left = asyncio.Event()
         self._assigned: dict[str, frozenset[int]] = dict.fromkeys(exchanges, _NONE)
+        # What the owner was told; the member may know more already.
+        self._counts = dict(exchanges)
         self._suspended = False
         self._suspension: asyncio.TimerHandle | None = None
         self._hinted = 0
@@ -222,7 +224,7 @@ class LeaseManager:
 
     def slot_of(self, exchange: str, symbol: str) -> int:
         """Give the slot of a canonical symbol; ask anew after each change, the count may change."""
-        return slot_of(symbol, self._member.slots(exchange))
+        return slot_of(symbol, self._counts[exchange])
 
     def assigned(self, exchange: str) -> frozenset[int]:
         """Give the slots to collect now, whether or not anything may be published."""
@@ -430,32 +432,40 @@ class LeaseManager:
     def _emit(self) -> None:
         """Tell the owner what changed."""
         member = self._member
-        for exchange, before in self._assigned.items():
-            assigned = member.assigned(exchange)
-            if assigned == before:
-                continue
-            self._assigned[exchange] = assigned
-            gone, gained = before - assigned, assigned - before
-            handed = gone & member.unreleased(exchange)
-            change = LeaseChange(
-                exchange,
-                assigned,
-                gained,
-                frozenset(slot for slot in gained if member.was_taken_over(exchange, slot)),
-                handed,
-                gone - handed,
-            )
-            self._log.info(
-                "leases changed",
-                exchange=exchange,
-                held=len(assigned),
-                gained=len(gained),
-                taken_over=len(change.taken_over),
-                handed_over=len(handed),
-                lost=len(change.lost),
-            )
-            self._on_change(change)
+        for exchange in self._exchanges:
+            if member.slots(exchange) != self._counts[exchange]:
+                # Somebody divided it anew: the old numbers mean nothing any more.
+                self._tell_change(exchange, _NONE)
+                self._counts[exchange] = member.slots(exchange)
+            self._tell_change(exchange, member.assigned(exchange))
         self._watch_validity()
+
+    def _tell_change(self, exchange: str, assigned: frozenset[int]) -> None:
+        before = self._assigned[exchange]
+        if assigned == before:
+            return
+        self._assigned[exchange] = assigned
+        gone, gained = before - assigned, assigned - before
+        member = self._member
+        handed = gone & member.unreleased(exchange) - member.assigned(exchange)
+        change = LeaseChange(
+            exchange,
+            assigned,
+            gained,
+            frozenset(slot for slot in gained if member.was_taken_over(exchange, slot)),
+            handed,
+            gone - handed,
+        )
+        self._log.info(
+            "leases changed",
+            exchange=exchange,
+            held=len(assigned),
+            gained=len(gained),
+            taken_over=len(change.taken_over),
+            handed_over=len(handed),
+            lost=len(change.lost),
+        )
+        self._on_change(change)
 
     def _watch_validity(self) -> None:
         """Tell when the right to publish ends or comes back."""

@@ -41,14 +41,20 @@ class Sharer:
     """A manager in this process, and what it told."""
 
     def __init__(
-        self, url: str, name: str, settings: LeaseSettings = SETTINGS, *, confirms: bool = True
+        self,
+        url: str,
+        name: str,
+        settings: LeaseSettings = SETTINGS,
+        *,
+        confirms: bool = True,
+        slots: int = SLOTS,
     ) -> None:
         self.name = name
         self.confirms = confirms
         self.changes: list[LeaseChange] = []
         self.suspensions: list[bool] = []
         self.manager = LeaseManager(
-            url, name, {EXCHANGE: SLOTS}, settings, self._changed, self.suspensions.append
+            url, name, {EXCHANGE: slots}, settings, self._changed, self.suspensions.append
         )
         self.running = asyncio.create_task(self.manager.run())
 
@@ -297,6 +303,33 @@ async def test_a_broker_without_jetstream_is_trouble_and_no_end(tmp_path: Path) 
         async with asyncio.timeout(3):
             await a.manager.stop()
             await a.running
+
+
+async def test_what_is_lost_is_told_in_the_numbers_by_which_it_was_held(
+    server: NatsServer,
+) -> None:
+    relay = Relay(server.port)
+    symbols = [f"S{number}" for number in range(200)]
+    async with relay.running(), sharers(relay.url, "a") as (a,):
+        await until(lambda: shared(a), "all slots are held", RECOVERY)
+        told: list[set[int]] = []
+        counted = a.manager._on_change
+
+        def on_change(change: LeaseChange) -> None:
+            told.append({a.manager.slot_of(EXCHANGE, symbol) for symbol in symbols})
+            counted(change)
+
+        a.manager._on_change = on_change
+        relay.refuse()
+        relay.cut()
+        fewer = SETTINGS.model_copy(update={"slots": 4})
+        async with sharers(server.url, "b", settings=fewer, slots=4) as (b,):
+            await until(lambda: len(b.held) == 4, "another divides the exchange anew", RECOVERY)
+            relay.let_through()
+            await until(lambda: a.manager.held(EXCHANGE), "the first has a share", RECOVERY)
+            assert len(a.changes[1].lost) == SLOTS
+            assert told[0] == set(range(SLOTS))
+            assert told[-1] == set(range(4))
 
 
 async def test_metrics_tell_the_state(server: NatsServer) -> None:
