@@ -266,6 +266,7 @@ class BaseService(abc.ABC):
             self._setup_stack = None
         stack.push_async_callback(_end_tasks, self._tasks)
 
+        self.metrics.watch_tasks(asyncio.get_running_loop())
         limits = self.mesh.limits
         shared = CallInterceptor(
             self.metrics,

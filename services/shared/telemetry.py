@@ -1,5 +1,6 @@
 """Metrics and traces of one service: a registry and a tracer of its own, nothing global."""
 
+import asyncio
 from collections.abc import Sequence
 from importlib import metadata
 from typing import Any, TypeVar
@@ -90,6 +91,12 @@ class Metrics:
     ) -> Histogram:
         """Give `marketprism_<name>`, by default with buckets for latencies in seconds."""
         return self._get(Histogram, name, documentation, labels, buckets=buckets)
+
+    def watch_tasks(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Tell at each scrape how many tasks the event loop has; growth is a leak."""
+        self.gauge("asyncio_tasks", "Unfinished tasks of the event loop.").set_function(
+            lambda: len(asyncio.all_tasks(loop))
+        )
 
     def _get(
         self, kind: type[_M], name: str, documentation: str, labels: Sequence[str], **more: Any

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import time
@@ -672,6 +673,7 @@ async def test_metrics_count_calls_by_method_and_code(mesh: MeshSettings) -> Non
         assert 'marketprism_service_info{service="echo",version=' in text
         assert 'marketprism_dependency_health{dependency="heart"} 1.0' in text
         assert "process_resident_memory_bytes" in text
+        assert re.search(r"^marketprism_asyncio_tasks [1-9]", text, re.MULTILINE)
         accept = "application/openmetrics-text; version=1.0.0"
         _, content_type, text = await get(service, "/metrics", Accept=accept)
         assert content_type.startswith("application/openmetrics-text")
