@@ -9,10 +9,11 @@ import argparse
 import asyncio
 import contextlib
 import gc
+import json
 import logging
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import uvloop
 from pydantic import ValidationError
@@ -27,6 +28,36 @@ __all__ = ["main"]
 
 _SHARED_WEIGHT = ("binance_usdm", "binance_coinm")
 """Venues which count the requests of an address together."""
+
+
+_LISTINGS = (("/exchangeInfo", "symbols", "symbol"), ("/instruments", "data", "instId"))
+"""Lists of instruments: end of the path, key of the list, key of the venue's name in an entry."""
+
+
+class _Recording(CaptureMarket):
+    """A recording that lists only what it can play, for a collector takes all that is listed."""
+
+    def exchange_info(self) -> bytes | None:
+        """Return the recorded listing of Binance without what was not recorded."""
+        return self._only_recorded(super().exchange_info(), "symbols", "symbol")
+
+    def captured_answer(self, path: str, query: Mapping[str, str]) -> bytes | None:
+        """Return a recorded answer, a list of instruments without what was not recorded."""
+        body = super().captured_answer(path, query)
+        for end, key, name in _LISTINGS:
+            if path.endswith(end):
+                return self._only_recorded(body, key, name)
+        return body
+
+    def _only_recorded(self, body: bytes | None, key: str, name: str) -> bytes | None:
+        if body is None:
+            return None
+        try:
+            told = json.loads(body)
+            told[key] = [each for each in told[key] if each[name] in self.symbols]
+        except (ValueError, KeyError, TypeError):
+            return None  # the venue then writes one of its own
+        return json.dumps(told).encode() if told[key] else None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -122,7 +153,7 @@ def _market(
 ) -> Market:
     if given.capture is not None:
         speed = None if given.speed == "max" else float(given.speed)
-        return CaptureMarket(given.capture, protocol, speed=speed, loop=given.loop)
+        return _Recording(given.capture, protocol, speed=speed, loop=given.loop)
     names = symbols or tuple(protocol.default_symbols)
     if given.symbol_count is not None:
         names = protocol.more_symbols(given.symbol_count, names)

@@ -93,12 +93,13 @@ def recovered(mesh: Mesh, client: BookClient, seconds: float = 40) -> None:
     wait_for(lambda: same_as_truth(mesh, client), "the subscriber's book equals the truth")
 
 
-async def stored_trades(url: str, symbol: str) -> list[int]:
+async def stored_trades(url: str, symbol: str, exchange: str = "binance") -> list[int]:
+    """Give the ids of an instrument's trades in JetStream, in the order of their storing."""
     connection = await nats.connect(url)
     try:
         js = connection.jetstream()
         subscription = await js.subscribe(
-            f"market.trade.binance.{symbol}",
+            f"market.trade.{exchange}.{symbol}",
             stream="MARKET_TRADE",
             config=ConsumerConfig(deliver_policy=DeliverPolicy.ALL, ack_policy=AckPolicy.NONE),
         )
@@ -116,17 +117,22 @@ async def stored_trades(url: str, symbol: str) -> list[int]:
 def trades_stored_once(mesh: Mesh) -> None:
     """Every trade that the venue made since the first one stored is stored once, in order."""
     url = f"nats://{mesh.address('nats')}"
-    for native in ("BTCUSDT", "ETHUSDT"):
-        made = mesh.venue(f"/sim/trades?symbol={native}")["made"]
-        symbol = f"{native[:-4]}-USDT"
+    for exchange, symbol, native in (
+        ("binance", *BTC),
+        ("binance", "ETH-USDT", "ETHUSDT"),
+        *OTHERS,
+    ):
+        made = mesh.venue(f"/sim/trades?symbol={native}", exchange)["made"]
 
-        def complete(symbol: str = symbol, last: int = made[-1]) -> list[int] | None:
-            ids = asyncio.run(stored_trades(url, symbol))
+        def complete(
+            exchange: str = exchange, symbol: str = symbol, last: int = made[-1]
+        ) -> list[int] | None:
+            ids = asyncio.run(stored_trades(url, symbol, exchange))
             return ids if ids and ids[-1] >= last else None
 
-        stored = wait_for(complete, f"the last trade of {symbol} is stored")
+        stored = wait_for(complete, f"the last trade of {exchange} {symbol} is stored")
         assert stored == list(range(stored[0], stored[0] + len(stored))), (
-            f"trades of {symbol} are missing, repeated or out of order"
+            f"trades of {exchange} {symbol} are missing, repeated or out of order"
         )
         assert set(made) & set(range(stored[0], stored[-1] + 1)) <= set(stored)
 

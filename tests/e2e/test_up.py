@@ -28,6 +28,16 @@ _R = TypeVar("_R")
 START_SECONDS = 60.0
 STOP_SECONDS = 10.0
 SYMBOL = "BTC-USDT"
+# An instrument of each venue of the demo, all of them with dashes in REST paths.
+VENUES = {
+    "binance": SYMBOL,
+    "binance_usdm": "BTC-USDT-PERP",
+    "binance_coinm": "BTC-USD-PERP",
+    "okx": "BTC-USDT-PERP",
+    "deribit": "BTC-USD-PERP",
+}
+FIRST_BOOKS_SECONDS = 20.0
+"""From the start of the command to every book of every venue in step; two slow cores included."""
 MARK = "MARKETPRISM_TEST_MARK"
 
 pytestmark = pytest.mark.timeout(180)
@@ -82,6 +92,11 @@ class Mesh:
 
     def address(self, name: str) -> str:
         return str(self.record()["addresses"][name])
+
+    def simulated(self) -> list[str]:
+        """The venues that are simulated."""
+        names = [name.split(".") for name in self.record()["addresses"]]
+        return [name[1] for name in names if name[0] == "simulator"]
 
     def wait_ready(self) -> None:
         def ready() -> bool:
@@ -153,19 +168,21 @@ def get_json(url: str) -> Any:
         return None
 
 
-def book_of(address: str) -> pb.GetOrderBookResponse | None:
+def book_of(address: str, exchange: str, symbol: str) -> pb.GetOrderBookResponse | None:
     with grpc.insecure_channel(address) as channel:
         try:
             answer: pb.GetOrderBookResponse = pb_grpc.MarketDataServiceStub(channel).GetOrderBook(
-                pb.GetOrderBookRequest(exchange="binance", symbol=SYMBOL, depth=5), timeout=5
+                pb.GetOrderBookRequest(exchange=exchange, symbol=symbol, depth=5), timeout=5
             )
         except grpc.RpcError:
             return None
     return answer
 
 
-def synced_book(address: str) -> pb.GetOrderBookResponse | None:
-    answer = book_of(address)
+def synced_book(
+    address: str, exchange: str = "binance", symbol: str = SYMBOL
+) -> pb.GetOrderBookResponse | None:
+    answer = book_of(address, exchange, symbol)
     if answer is None or answer.status.state != book_pb.ORDER_BOOK_STATE_SYNCED:
         return None
     return answer
@@ -181,27 +198,52 @@ def test_a_mesh_comes_up_answers_and_leaves_nothing_behind(tmp_path: Path, mode:
         eventually("progress within the first seconds", lambda: "starting" in mesh.said, 5.0)
         mesh.wait_ready()
         address = mesh.address("all")
+        told = re.search(r"(\d+) books are in step after ([\d.]+) s", mesh.said)
+        assert told is not None
+        assert int(told[1]) >= len(VENUES)
+        assert float(told[2]) < FIRST_BOOKS_SECONDS, mesh.said
 
-        answer = synced_book(address)
-        assert answer is not None
-        assert len(answer.order_book.bids) == 5
-        rest = get_json(f"http://{address}/api/v1/orderbook/binance/{SYMBOL}?depth=5")
-        assert rest["success"] is True
-        assert len(rest["data"]["order_book"]["asks"]) == 5
+        for exchange, symbol in VENUES.items():
+            answer = synced_book(address, exchange, symbol)
+            assert answer is not None, f"expected {exchange} {symbol} in step over gRPC"
+            assert len(answer.order_book.bids) == 5
+            rest = get_json(f"http://{address}/api/v1/orderbook/{exchange}/{symbol}?depth=5")
+            assert rest["success"] is True
+            assert rest["data"]["status"]["state"] == "ORDER_BOOK_STATE_SYNCED"
+            assert len(rest["data"]["order_book"]["asks"]) == 5
+            url = f"http://{address}/api/v1/trades/{exchange}/{symbol}?page_size=1"
+            (trade,) = eventually(
+                f"a trade of {exchange} {symbol}",
+                lambda url=url: (get_json(url) or {"data": {}})["data"].get("trades"),  # type: ignore[misc]
+            )
+            assert (trade["exchange"], trade["symbol"]) == (exchange, symbol)
         assert get_json(f"http://{address}/health")["status"] == "healthy"
 
         status = mesh.run("status", "--json", "--data-dir", str(mesh.data_dir))
-        told = json.loads(status.stdout)
         assert status.returncode == 0, status.stdout
+        told = json.loads(status.stdout)
         assert told["healthy"] is True
         assert {row["name"] for row in told["services"]} == {
             "simulator", "broker", "collector", "marketdata", "gateway"
         }  # fmt: skip
         assert {book["state"] for book in told["books"]} == {"SYNCED"}
+        assert {book["exchange"] for book in told["books"]} == set(VENUES)
+        for venue in told["venues"]:
+            assert venue["in_step"] == venue["instruments"] > 0
+            assert venue["connected"] == venue["connections"] > 0
+            assert (venue["refused"], venue["collector"]) == (0, told["venues"][0]["collector"])
+            assert {"order_book", "trade", "ticker"} <= set(venue["kinds"])
+            assert venue["weight_limit"] > 0
+        assert {venue["exchange"] for venue in told["venues"]} == set(VENUES)
+        assert told["leases"] == []
 
         once = mesh.run("book", "binance", SYMBOL, "--once", "--data-dir", str(mesh.data_dir))
         assert once.returncode == 0, once.stderr
         assert f"binance {SYMBOL}  SYNCED" in once.stdout
+        other = mesh.run(
+            "book", "binance_coinm", "BTC-USD-PERP", "--once", "--data-dir", str(mesh.data_dir)
+        )
+        assert "quantity USD" in other.stdout, "expected the unit of inverse contracts"
         trades = mesh.run("trades", "binance", SYMBOL, "--json", "-n", "2", "--address", address)
         assert trades.returncode == 0, trades.stderr
         assert [json.loads(line)["symbol"] for line in trades.stdout.splitlines()] == [SYMBOL] * 2
@@ -260,6 +302,21 @@ def test_nothing_survives_a_supervisor_that_is_killed(tmp_path: Path) -> None:
         with mesh_of(tmp_path, "--simulated", "--free-ports") as again:
             again.wait_ready()
             assert again.stop() < STOP_SECONDS
+
+
+def test_venues_and_symbols_are_chosen(tmp_path: Path) -> None:
+    options = ("--simulated", "--free-ports", "--symbols", "ETH-USDT-PERP,ETH-USD-PERP")
+    with mesh_of(tmp_path, *options, "--exchanges", "deribit,okx") as mesh:
+        mesh.wait_ready()
+        url = f"http://{mesh.address('all')}/api/v1/instruments?page_size=1000"
+        listed = get_json(url)["data"]["instruments"]
+        assert {(each["exchange"], each["symbol"]) for each in listed} == {
+            ("deribit", "ETH-USD-PERP"),
+            ("okx", "ETH-USDT-PERP"),
+            ("okx", "ETH-USD-PERP"),
+        }
+        assert "marketprism book okx ETH-USD-PERP" in mesh.said
+        assert mesh.stop() < STOP_SECONDS
 
 
 def test_a_second_interrupt_kills_at_once(tmp_path: Path) -> None:
@@ -353,18 +410,26 @@ def test_json_logs_are_one_object_a_line(tmp_path: Path) -> None:
     assert ready["ports"]["nats.port"] > 0
 
 
-@pytest.fixture
-def eth_capture() -> Path:
+@pytest.mark.parametrize(
+    ("file", "exchange", "symbol"),
+    [
+        ("HBT_spot_ethusdt.jsonl.gz", "binance", "ETH-USDT"),
+        ("OKX.jsonl.gz", "okx", ""),
+    ],
+)
+def test_a_recorded_market_is_served(tmp_path: Path, file: str, exchange: str, symbol: str) -> None:
     captures = os.environ.get("MARKETPRISM_CAPTURES")
     if not captures:
         pytest.skip("MARKETPRISM_CAPTURES does not name the directory of the captures")
-    return Path(captures) / "streams" / "HBT_spot_ethusdt.jsonl.gz"
-
-
-def test_a_recorded_market_is_served(tmp_path: Path, eth_capture: Path) -> None:
-    with mesh_of(tmp_path, "--capture", str(eth_capture), "--free-ports") as mesh:
+    capture = Path(captures) / "streams" / file
+    with mesh_of(tmp_path, "--capture", str(capture), "--free-ports") as mesh:
         mesh.wait_ready()
-        url = f"http://{mesh.address('all')}/api/v1/orderbook/binance/ETH-USDT?depth=1"
+        assert mesh.simulated() == [exchange]
+        base = f"http://{mesh.address('all')}/api/v1"
+        listed = get_json(f"{base}/instruments")["data"]["instruments"]
+        assert {each["exchange"] for each in listed} == {exchange}
+        name = symbol or listed[0]["symbol"]
+        url = f"{base}/orderbook/{exchange}/{name}?depth=1"
 
         def sequence() -> int:
             answer = get_json(url)
