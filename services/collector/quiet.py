@@ -2,7 +2,9 @@
 
 A silent book is compared with the id at which the venue's own book stands, by REST: a quiet market
 is left alone, a dead stream is subscribed to anew and its book is STALE. Trades are compared in the
-same way, through the venue's history. Whatever else ought to speak and does not is subscribed to
+same way, through the venue's history. What tells changes only, and has no longest silence of its
+own, is held against the rest: a trade changes tickers and candles, and the best of a book is what
+the best bid and offer must have told. Whatever else ought to speak and does not is subscribed to
 anew. Where that does not help, the next time comes later, twice as late each time.
 """
 
@@ -20,9 +22,12 @@ from services.collector.topics import Topic, TopicState
 __all__ = ["QuietWatch"]
 
 _TRADE_SECONDS = 120.0
+_CHANGE_SECONDS = 60.0
 _MOST_PATIENCE = 32.0
 _BOOK = common_pb2.EVENT_KIND_ORDER_BOOK
 _TRADE = common_pb2.EVENT_KIND_TRADE
+_TOP = common_pb2.EVENT_KIND_BEST_BID_OFFER
+_TRADED = frozenset((common_pb2.EVENT_KIND_TICKER, common_pb2.EVENT_KIND_CANDLE))
 
 
 @dataclass(slots=True)
@@ -35,6 +40,10 @@ class _Watched:
     """When it was last heard or looked into."""
     patience: float = 1.0
     silent: bool = False
+    trade: int = 0
+    """Receive time of the last trade when it was last heard, of what tells changes only."""
+    checked_at: float = 0.0
+    """When that was last held against what it ought to have told."""
 
 
 class QuietWatch:
@@ -91,9 +100,11 @@ class QuietWatch:
         if _TRADE in subscription.kinds:
             quiet = self._settings.quiet_seconds
             return 4 * quiet if quiet else _TRADE_SECONDS
-        if not subscription.quiet_seconds:
-            return 0.0
-        return self._settings.quiet_seconds or subscription.quiet_seconds
+        if subscription.quiet_seconds:
+            return self._settings.quiet_seconds or subscription.quiet_seconds
+        if subscription.native_symbol and (_TRADED | {_TOP}).intersection(subscription.kinds):
+            return self._settings.quiet_seconds or _CHANGE_SECONDS
+        return 0.0
 
     def _look_at(
         self,
@@ -107,6 +118,7 @@ class QuietWatch:
         if watched is None or watched.since != topic.since:
             patience = watched.patience if watched is not None and watched.silent else 1.0
             watched = self._watched[key] = _Watched(topic.since, now, patience)
+            watched.trade = self._last_trade(topic)
             self._told[key] = self._heard(connection, topic)
             return
         last = self._heard(connection, topic)
@@ -115,9 +127,17 @@ class QuietWatch:
             watched.looked_at = now
             watched.patience = 1.0
             watched.silent = False
+            watched.trade = self._last_trade(topic)
             return
         silent = now - watched.looked_at
-        if silent < limit * watched.patience:
+        due = silent >= limit * watched.patience
+        # Four times at least within the limit, and not at every look: the best of a book is dear.
+        if self._tells_changes(topic) and (due or now - watched.checked_at >= limit / 4):
+            watched.checked_at = now
+            if not self._has_changed(topic, watched):
+                watched.looked_at = now
+                return
+        if not due:
             return
         watched.looked_at = now
         watched.patience = min(2 * watched.patience, _MOST_PATIENCE)
@@ -136,6 +156,30 @@ class QuietWatch:
             self._probe_trades(feed)
         else:
             self._renew(connection, topic, watched, silent)
+
+    def _tells_changes(self, topic: Topic) -> bool:
+        subscription = topic.subscription
+        return not subscription.quiet_seconds and _TRADE not in subscription.kinds
+
+    def _last_trade(self, topic: Topic) -> int:
+        """When the instrument last traded, for what tells changes only."""
+        if not self._tells_changes(topic):
+            return 0
+        feed = self._feed_of(topic.subscription.native_symbol)
+        return feed.last_trade_time if feed is not None else 0
+
+    def _has_changed(self, topic: Topic, watched: _Watched) -> bool:
+        """Tell whether there is something that a stream of changes ought to have told by now."""
+        feed = self._feed_of(topic.subscription.native_symbol)
+        if feed is None:
+            return False
+        if _TOP not in topic.subscription.kinds:
+            return feed.last_trade_time != watched.trade
+        book, top = feed.book, feed.last_top
+        if not book.in_step:
+            return False
+        best = book.book.best_bid() or ("", ""), book.book.best_ask() or ("", "")
+        return top is None or (tuple(best[0]), tuple(best[1])) != (tuple(top.bid), tuple(top.ask))
 
     def _renew(
         self, connection: VenueConnectionTask, topic: Topic, watched: _Watched, seconds: float

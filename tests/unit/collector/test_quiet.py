@@ -43,7 +43,13 @@ class Bench:
     def __init__(self, *connections: Connection, **settings: Any) -> None:
         self.now = 0.0
         self.connections = list(connections)
-        self.feed = SimpleNamespace(book=SimpleNamespace(in_step=True))
+        self.best = (("9", "1"), ("10", "1"))
+        levels = SimpleNamespace(best_bid=lambda: self.best[0], best_ask=lambda: self.best[1])
+        self.feed = SimpleNamespace(
+            book=SimpleNamespace(in_step=True, book=levels),
+            last_trade_time=0,
+            last_top=SimpleNamespace(bid=("9", "1"), ask=("10", "1")),
+        )
         self.last: dict[tuple[str, str], int] = {}
         self.looks: list[Callable[[bool | None], None]] = []
         self.trade_looks = 0
@@ -121,6 +127,54 @@ def test_the_settings_say_how_long_is_too_long_for_everything() -> None:
     bench.wait(6.0)
     assert bench.trade_looks == 1, "trades are given four times as long"
     assert "rare" not in one.renewed, "what may be silent for ever is never begun anew"
+
+
+def changes(kind: "common_pb2.EventKind.ValueType") -> Subscription:
+    return Subscription("changes", (kind,), "X")
+
+
+def test_a_ticker_that_tells_only_changes_is_begun_anew_when_trades_come_without_it() -> None:
+    one = Connection("c", changes(_TICKER))
+    bench = Bench(one)
+    bench.wait(300.0)
+    assert one.renewed == [], "without a trade there is nothing to tell"
+    bench.feed.last_trade_time = 1
+    bench.wait(30.0)
+    bench.hear("c", "changes")
+    bench.wait(300.0)
+    assert one.renewed == [], "it told the trade"
+    bench.feed.last_trade_time = 2
+    bench.wait(59.0)
+    assert one.renewed == []
+    bench.wait(20.0)
+    assert one.renewed == ["changes"]
+
+
+def test_a_best_bid_and_offer_that_is_not_the_books_for_long_is_begun_anew() -> None:
+    one = Connection("c", changes(common_pb2.EVENT_KIND_BEST_BID_OFFER))
+    bench = Bench(one)
+    bench.wait(300.0)
+    assert one.renewed == [], "it told what the book says"
+    told, bench.best = bench.best, (("9", "2"), ("10", "1"))
+    bench.wait(40.0)
+    bench.best = told
+    bench.wait(300.0)
+    assert one.renewed == [], "the book came back to it"
+    bench.best = (("9", "2"), ("10", "1"))
+    bench.feed.book.in_step = False
+    bench.wait(300.0)
+    assert one.renewed == [], "a book that is out of step says nothing"
+    bench.feed.book.in_step = True
+    bench.wait(80.0)
+    assert one.renewed == ["changes"]
+
+
+def test_a_best_bid_and_offer_that_never_came_is_begun_anew() -> None:
+    one = Connection("c", changes(common_pb2.EVENT_KIND_BEST_BID_OFFER))
+    bench = Bench(one, quiet_seconds=2.0)
+    bench.feed.last_top = None
+    bench.wait(3.0)
+    assert one.renewed == ["changes"]
 
 
 def test_what_brings_no_kind_at_all_is_left_alone() -> None:
