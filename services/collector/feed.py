@@ -240,6 +240,8 @@ class InstrumentFeed:
         if (before.contract_size, before.quantity_unit) == (spec.contract_size, spec.quantity_unit):
             return
         self.sizes = self.book.sizes = self.trades.sizes = contract_size(spec)
+        # What was told in the old unit is nothing to hold the book against.
+        self._tops = None
         self.book.rebuild(
             pb.ORDER_BOOK_REASON_INSTRUMENT_CHANGED,
             f"a contract stood for {before.contract_size} and stands for {spec.contract_size} now",

@@ -8,7 +8,6 @@ in place of the clock, so that epochs, receive times and message ids come out th
 from collections.abc import Coroutine, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -63,10 +62,20 @@ class _Events:
         return True
 
 
+class _Started:
+    """Stands for a task, which nobody runs."""
+
+    def cancel(self) -> None:
+        """Nothing."""
+
+    def add_done_callback(self, callback: object) -> None:
+        """Nothing: it does not end."""
+
+
 def _no_task(work: Coroutine[Any, Any, Any], name: str) -> Any:
     """Start nothing: what would have come of it is in the recording."""
     work.close()
-    return SimpleNamespace(cancel=lambda: None)
+    return _Started()
 
 
 class _Connection:
@@ -193,6 +202,14 @@ class _Venue:
                 feed, data["detail"], now, limited=data["limited"]
             )
 
+    def _on_request_limited(self, data: dict[str, Any], now: int) -> None:
+        if (feed := self.feed(data)) is not None:
+            self.venue.requests.on_limited(feed, data["kind"], data["detail"], now)
+
+    def _on_no_snapshot(self, data: dict[str, Any], now: int) -> None:
+        if (feed := self.feed(data)) is not None:
+            self.venue.requests.on_no_snapshot(feed, data["seconds"], now)
+
     def _on_history(self, data: dict[str, Any], now: int) -> None:
         trades = msgspec.convert(data["trades"], list[TradePrint])
         if (feed := self.feed(data)) is not None:
@@ -205,7 +222,7 @@ class _Venue:
     def _on_trade_found(self, data: dict[str, Any], now: int) -> None:
         trade = msgspec.convert(data["trade"], TradePrint)
         if (feed := self.feed(data)) is not None:
-            self.venue.requests.on_trade_found(feed, trade, now)
+            self.venue.requests.on_trade_found(feed, trade, data["before"], now)
 
     def _on_poll(self, data: dict[str, Any], now: int) -> None:
         try:

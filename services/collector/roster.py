@@ -107,7 +107,8 @@ class Roster:
         self._asked += 1
         asked = self._asked
         self._wake.set()
-        while self.ready and self._applied < asked:
+        # Before it is ready there may be feeds already, of which others must not tell yet.
+        while (self.ready or self.feeds) and self._applied < asked:
             self._done.clear()
             await self._done.wait()
 
@@ -203,7 +204,7 @@ class Roster:
         self._note("retire", now, spec=spec, listed=listed, told=told)
         feed = self.feeds.pop(spec.native_symbol)
         self.by_symbol.pop(spec.symbol, None)
-        self._requests.cancel(spec.native_symbol)
+        self._requests.end(spec.native_symbol)
         self._pool.remove(each.topic for each in self._subscriptions.pop(spec.native_symbol, ()))
         if not told:
             feed.book.mute()
@@ -306,7 +307,9 @@ class Roster:
         ]
         now = time.time_ns()
         for spec in gone:
-            self.retire(spec, now, listed=spec.native_symbol in self.listed)
+            listed = self.listed.get(spec.native_symbol)
+            # One that goes by another symbol now is collected no more under this one.
+            self.retire(spec, now, listed=listed is not None and listed.symbol == spec.symbol)
         new = [spec for name, spec in wanted.items() if name not in self.feeds]
         for name, feed in self.feeds.items():
             if feed.spec != wanted[name]:

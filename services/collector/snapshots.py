@@ -1,13 +1,13 @@
 """What a venue is asked for by REST on behalf of its feeds: books, missed trades, a second look."""
 
 import asyncio
-import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from marketprism.collector.v1 import integrity_event_pb2 as integrity
+from marketprism.market.v1 import common_pb2
 from marketprism.market.v1 import order_book_pb2 as pb
 
 from services.collector.connection import backoff
@@ -29,6 +29,7 @@ __all__ = ["FeedRequests"]
 
 _HISTORY_ATTEMPTS = 6
 _HISTORY_AT_ONCE = 2
+_HISTORY_TRADES = 50_000  # fetched for one hole at the most
 _PROBE_DEPTH = 5
 _PROBES_AT_ONCE = 2
 
@@ -66,6 +67,7 @@ class FeedRequests:
         self._fetching: dict[str, asyncio.Task[Any]] = {}
         self._probing: set[str] = set()
         self._looking: set[str] = set()
+        self._others: dict[str, set[asyncio.Task[Any]]] = {}
 
     def snapshot(self, feed: InstrumentFeed, reason: int) -> None:
         """Bring a snapshot about; without a connection it is asked for again when there is one."""
@@ -80,17 +82,22 @@ class FeedRequests:
         )
 
     def cancel(self, native_symbol: str) -> None:
-        """Ask for nothing more on behalf of an instrument."""
+        """Ask for no snapshot any more."""
         task = self._fetching.pop(native_symbol, None)
         if task is not None:
             task.cancel()
 
+    def end(self, native_symbol: str) -> None:
+        """Ask for nothing more on behalf of an instrument, and tell of no answer any more."""
+        self.cancel(native_symbol)
+        for task in self._others.pop(native_symbol, ()):
+            task.cancel()
+        self._probing.discard(native_symbol)
+        self._looking.discard(native_symbol)
+
     def history(self, feed: InstrumentFeed, first: int, last: int) -> None:
         """Fetch missed trades."""
-        self._spawn(
-            self._trades(feed, first, last),
-            f"{self._exchange}: missed trades of {feed.spec.symbol}",
-        )
+        self._start(feed, self._trades(feed, first, last), "missed trades")
 
     def probe(self, feed: InstrumentFeed, done: Callable[[bool | None], None]) -> None:
         """Compare the id of a silent book with the venue's.
@@ -100,19 +107,14 @@ class FeedRequests:
         name = feed.spec.native_symbol
         if name not in self._probing:
             self._probing.add(name)
-            self._spawn(
-                self._look(feed, done), f"{self._exchange}: look at the book of {feed.spec.symbol}"
-            )
+            self._start(feed, self._look(feed, done), "a look at the book")
 
     def look_for_trades(self, feed: InstrumentFeed, missed: Callable[[], None]) -> None:
         """See whether trades were made that the stream did not tell; then `missed` is called."""
         name = feed.spec.native_symbol
         if name not in self._looking:
             self._looking.add(name)
-            self._spawn(
-                self._look_for_trades(feed, missed),
-                f"{self._exchange}: look for trades of {feed.spec.symbol}",
-            )
+            self._start(feed, self._look_for_trades(feed, missed), "a look for trades")
 
     # What came of it; replay calls these with what was noted.
 
@@ -122,18 +124,40 @@ class FeedRequests:
         """Take note that there is no snapshot; `limited` when the venue says we ask too much."""
         self._note("snapshot_failed", feed, now, detail=detail, limited=limited)
         if limited:
-            self._ledger.record(
-                integrity.INTEGRITY_KIND_RATE_LIMITED,
-                integrity.INTEGRITY_CAUSE_RATE_LIMIT,
-                detail,
-                exchange=self._exchange,
-                symbol=feed.spec.symbol,
-                now=now,
-            )
+            self._record_limited(feed, common_pb2.EVENT_KIND_ORDER_BOOK, detail, now)
         feed.book.on_snapshot_failed(
             pb.ORDER_BOOK_REASON_RATE_LIMITED if limited else pb.ORDER_BOOK_REASON_SNAPSHOT_FAILED,
             detail,
             now,
+        )
+
+    def on_limited(
+        self,
+        feed: InstrumentFeed,
+        kind: "common_pb2.EventKind.ValueType",
+        detail: str,
+        now: int,
+    ) -> None:
+        """Take note that the venue says we ask too much, of a request that is made again later."""
+        self._note("request_limited", feed, now, kind=kind, detail=detail)
+        self._record_limited(feed, kind, detail, now)
+
+    def on_no_snapshot(self, feed: InstrumentFeed, seconds: float, now: int) -> None:
+        """Take note that a book was subscribed to, and that its snapshot does not come."""
+        self._note("no_snapshot", feed, now, seconds=seconds)
+        self._ledger.record(
+            integrity.INTEGRITY_KIND_SILENT,
+            integrity.INTEGRITY_CAUSE_UNSPECIFIED,
+            f"no snapshot came within {seconds:g} s; the book is subscribed to anew",
+            exchange=self._exchange,
+            symbol=feed.spec.symbol,
+            now=now,
+            event_kind=common_pb2.EVENT_KIND_ORDER_BOOK,
+            begin=now - int(seconds * 1e9),
+            epoch=feed.book.epoch,
+            sequence=feed.book.sequence,
+            venue_sequence=feed.book.venue_sequence,
+            connection_id=feed.connection_id,
         )
 
     def on_history(
@@ -154,9 +178,17 @@ class FeedRequests:
         self._note("probe", feed, now, sequence=sequence, before=before)
         return feed.on_probe(sequence, before, now)
 
-    def on_trade_found(self, feed: InstrumentFeed, trade: TradePrint, now: int) -> None:
-        """Take a trade that the stream did not tell: it shows the hole, and the rest fills it."""
-        self._note("trade_found", feed, now, trade=trade)
+    def on_trade_found(
+        self, feed: InstrumentFeed, trade: TradePrint, before: int, now: int
+    ) -> None:
+        """Take a trade that the stream did not tell: it shows the hole, and the rest fills it.
+
+        `before` is the last trade that was known at the venue or told by the stream.
+        """
+        self._note("trade_found", feed, now, trade=trade, before=before)
+        if not feed.trades.last_id:
+            # Nothing has come yet: what was made since we looked first is missing.
+            feed.trades.last_id = before
         feed.on_trade(trade, now)
 
     def _note(self, what: str, feed: InstrumentFeed, now: int, **data: Any) -> None:
@@ -164,6 +196,36 @@ class FeedRequests:
             self._journal.note(what, now, native_symbol=feed.spec.native_symbol, **data)
 
     # Inside
+
+    def _start(self, feed: InstrumentFeed, work: Coroutine[Any, Any, None], what: str) -> None:
+        """Start what ends with the instrument."""
+        name = feed.spec.native_symbol
+        task = self._spawn(work, f"{self._exchange}: {what} of {feed.spec.symbol}")
+        self._others.setdefault(name, set()).add(task)
+        task.add_done_callback(lambda done: self._ended(name, done))
+
+    def _ended(self, native_symbol: str, task: asyncio.Task[Any]) -> None:
+        others = self._others.get(native_symbol, set())
+        others.discard(task)
+        if not others:
+            self._others.pop(native_symbol, None)
+
+    def _record_limited(
+        self,
+        feed: InstrumentFeed,
+        kind: "common_pb2.EventKind.ValueType",
+        detail: str,
+        now: int,
+    ) -> None:
+        self._ledger.record(
+            integrity.INTEGRITY_KIND_RATE_LIMITED,
+            integrity.INTEGRITY_CAUSE_RATE_LIMIT,
+            detail,
+            exchange=self._exchange,
+            symbol=feed.spec.symbol,
+            now=now,
+            event_kind=kind,
+        )
 
     async def _fetch(self, feed: InstrumentFeed, attempt: int) -> None:
         request = self._adapter.snapshot_request(
@@ -190,46 +252,63 @@ class FeedRequests:
 
     async def _subscribe_anew(self, feed: InstrumentFeed, attempt: int) -> None:
         """Subscribe anew until a snapshot came: each time waits longer."""
+        told = False
         while not feed.book.in_step and feed.lanes.names:
             if not feed.expects_snapshot:
                 if attempt:
                     await asyncio.sleep(backoff(self._settings, attempt - 1))
                 self._renew(feed)
             # Unsubscribing, subscribing and the snapshot take their time.
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._settings.acknowledge_seconds):
+            seconds = self._settings.acknowledge_seconds
+            try:
+                async with asyncio.timeout(seconds):
                     await feed.synced.wait()
+            except TimeoutError:
+                # Once: a venue that is down must not fill the ledger.
+                if feed.lanes.names and not told:
+                    told = True
+                    self.on_no_snapshot(feed, seconds, time.time_ns())
             feed.expects_snapshot = False
             attempt += 1
 
     async def _trades(self, feed: InstrumentFeed, first: int, last: int) -> None:
         name = feed.spec.native_symbol
-        request = self._adapter.trades_request(name, first, last - first + 1)
         received = 0
         detail = ""
-        trades: list[TradePrint] = []
-        for attempt in range(_HISTORY_ATTEMPTS):
+        found: dict[int, TradePrint] = {}
+        begin, attempt = first, 0
+        while attempt < _HISTORY_ATTEMPTS and len(found) < _HISTORY_TRADES:
             if attempt:
                 await asyncio.sleep(backoff(self._settings, attempt - 1))
+            request = self._adapter.trades_request(name, begin, last - begin + 1)
+            attempt += 1
             try:
                 async with self._histories:
                     body, received = await self._rest.get(request, priority=Priority.HISTORY)
                 trades = self._adapter.decode_trades(body, name)
             except (RestError, MalformedFrameError) as error:
                 detail = str(error)
+                self._see_limit(feed, common_pb2.EVENT_KIND_TRADE, error)
                 continue
-            if trades and trades[-1].trade_id >= last:
-                detail = f"the venue's history begins at {trades[0].trade_id}"
+            found |= {each.trade_id: each for each in trades if first <= each.trade_id <= last}
+            newest = trades[-1].trade_id if trades else 0
+            if newest >= last:
+                detail = f"the venue's history begins at {min(found, default=newest)}"
                 break
-            # REST may be a little behind the stream that showed the hole.
+            # More than one answer holds, or REST is a little behind the stream that showed the
+            # hole.
             detail = "the venue's history does not reach so far"
-        self.on_history(feed, first, trades, detail, received or time.time_ns())
+            if newest >= begin:
+                begin, attempt = newest + 1, 0
+        self.on_history(
+            feed, first, [found[n] for n in sorted(found)], detail, received or time.time_ns()
+        )
 
     async def _look(self, feed: InstrumentFeed, done: Callable[[bool | None], None]) -> None:
         name = feed.spec.native_symbol
         try:
             before = feed.book.venue_sequence
-            snapshot = await self._ask(name)
+            snapshot = await self._ask(feed)
             if snapshot is None or not snapshot.last:
                 done(None)
                 return
@@ -249,7 +328,8 @@ class FeedRequests:
                 async with self._probes:
                     body, received = await self._rest.get(request, priority=Priority.POLL)
                 trades = self._adapter.decode_trades(body, name)
-            except (RestError, MalformedFrameError):
+            except (RestError, MalformedFrameError) as error:
+                self._see_limit(feed, common_pb2.EVENT_KIND_TRADE, error)
                 return
             if not trades:
                 return
@@ -260,15 +340,22 @@ class FeedRequests:
             await asyncio.sleep(min(2.0, self._settings.lag_seconds))
             if (feed.trades.last_id or feed.oldest_trade) == before < trades[-1].trade_id:
                 missed()
-                self.on_trade_found(feed, trades[-1], received)
+                self.on_trade_found(feed, trades[-1], before, received)
         finally:
             self._looking.discard(name)
 
-    async def _ask(self, native_symbol: str) -> BookSnapshot | None:
-        request = self._adapter.snapshot_request(native_symbol, _PROBE_DEPTH)
+    async def _ask(self, feed: InstrumentFeed) -> BookSnapshot | None:
+        request = self._adapter.snapshot_request(feed.spec.native_symbol, _PROBE_DEPTH)
         try:
             async with self._probes:
                 body, _ = await self._rest.get(request, priority=Priority.POLL)
             return self._adapter.decode_snapshot(body, request)
-        except (RestError, MalformedFrameError, InvalidDecimalError):
+        except (RestError, MalformedFrameError, InvalidDecimalError) as error:
+            self._see_limit(feed, common_pb2.EVENT_KIND_ORDER_BOOK, error)
             return None
+
+    def _see_limit(
+        self, feed: InstrumentFeed, kind: "common_pb2.EventKind.ValueType", error: Exception
+    ) -> None:
+        if isinstance(error, RateLimitedError):
+            self.on_limited(feed, kind, str(error), time.time_ns())

@@ -201,15 +201,18 @@ def decode_order_book(body: bytes, request: RestRequest) -> BookSnapshot:
 
 
 def trades_request(native_symbol: str, first_id: int, count: int) -> RestRequest:
-    """Give GET public/get_last_trades_by_instrument from a `trade_seq` on, at most 1000."""
+    """Give GET public/get_last_trades_by_instrument from a `trade_seq` on, at most 1000.
+
+    From 0 on means the latest ones.
+    """
     count = max(1, min(count, _MOST_TRADES))
-    query = {
-        "instrument_name": native_symbol,
-        "start_seq": str(first_id),
-        "end_seq": str(first_id + count - 1),
-        "count": str(count),
-        "sorting": "asc",
-    }
+    query = {"instrument_name": native_symbol, "count": str(count), "sorting": "desc"}
+    if first_id > 0:
+        query |= {
+            "start_seq": str(first_id),
+            "end_seq": str(first_id + count - 1),
+            "sorting": "asc",
+        }
     return RestRequest(f"{_PREFIX}/get_last_trades_by_instrument", 1, query)
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from typing import Any
 
 import pytest
@@ -143,11 +143,10 @@ class Bench:
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("services.collector.pool.VenueConnectionTask", Connection)
     monkeypatch.setattr("services.collector.pool._TURN_SECONDS", 0.002)
     monkeypatch.setattr("services.collector.pool.random.uniform", lambda *_: 1.0)
-    yield
 
 
 @contextlib.asynccontextmanager
