@@ -26,6 +26,34 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _OrderBookHealth:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _OrderBookHealthEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OrderBookHealth.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ORDER_BOOK_HEALTH_UNSPECIFIED: _OrderBookHealth.ValueType  # 0
+    """Unknown."""
+    ORDER_BOOK_HEALTH_HEALTHY: _OrderBookHealth.ValueType  # 1
+    """Every book is in step."""
+    ORDER_BOOK_HEALTH_DEGRADED: _OrderBookHealth.ValueType  # 2
+    """Some books are not in step."""
+    ORDER_BOOK_HEALTH_UNHEALTHY: _OrderBookHealth.ValueType  # 3
+    """No book is in step."""
+
+class OrderBookHealth(_OrderBookHealth, metaclass=_OrderBookHealthEnumTypeWrapper):
+    """How well something is."""
+
+ORDER_BOOK_HEALTH_UNSPECIFIED: OrderBookHealth.ValueType  # 0
+"""Unknown."""
+ORDER_BOOK_HEALTH_HEALTHY: OrderBookHealth.ValueType  # 1
+"""Every book is in step."""
+ORDER_BOOK_HEALTH_DEGRADED: OrderBookHealth.ValueType  # 2
+"""Some books are not in step."""
+ORDER_BOOK_HEALTH_UNHEALTHY: OrderBookHealth.ValueType  # 3
+"""No book is in step."""
+Global___OrderBookHealth: _TypeAlias = OrderBookHealth  # noqa: Y015
+
 class _OrderBookMode:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -35,9 +63,13 @@ class _OrderBookModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OrderBo
     ORDER_BOOK_MODE_UNSPECIFIED: _OrderBookMode.ValueType  # 0
     """INCREMENTAL."""
     ORDER_BOOK_MODE_INCREMENTAL: _OrderBookMode.ValueType  # 1
-    """A snapshot, then every update."""
+    """A snapshot, then every update, or the updates of each conflation interval merged into one:
+    OrderBookUpdate.first_sequence tells the first of them.
+    """
     ORDER_BOOK_MODE_TOP: _OrderBookMode.ValueType  # 2
-    """The best levels again whenever they changed."""
+    """The best levels again, as an OrderBookSnapshot, whenever they changed. Depth 1 is the best bid
+    and offer of the book itself.
+    """
 
 class OrderBookMode(_OrderBookMode, metaclass=_OrderBookModeEnumTypeWrapper):
     """How a subscriber wants books."""
@@ -45,9 +77,13 @@ class OrderBookMode(_OrderBookMode, metaclass=_OrderBookModeEnumTypeWrapper):
 ORDER_BOOK_MODE_UNSPECIFIED: OrderBookMode.ValueType  # 0
 """INCREMENTAL."""
 ORDER_BOOK_MODE_INCREMENTAL: OrderBookMode.ValueType  # 1
-"""A snapshot, then every update."""
+"""A snapshot, then every update, or the updates of each conflation interval merged into one:
+OrderBookUpdate.first_sequence tells the first of them.
+"""
 ORDER_BOOK_MODE_TOP: OrderBookMode.ValueType  # 2
-"""The best levels again whenever they changed."""
+"""The best levels again, as an OrderBookSnapshot, whenever they changed. Depth 1 is the best bid
+and offer of the book itself.
+"""
 Global___OrderBookMode: _TypeAlias = OrderBookMode  # noqa: Y015
 
 @_typing.final
@@ -395,6 +431,406 @@ class ListOrderBookStatusesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListOrderBookStatusesResponse: _TypeAlias = ListOrderBookStatusesResponse  # noqa: Y015
+
+@_typing.final
+class GetOrderBookStatsRequest(_message.Message):
+    """Request of MarketDataService.GetOrderBookStats."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetOrderBookStatsRequest: _TypeAlias = GetOrderBookStatsRequest  # noqa: Y015
+
+@_typing.final
+class OrderBookStateCount(_message.Message):
+    """How many books are in a state."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    state: _order_book_pb2.OrderBookState.ValueType
+    """The state."""
+    count: _builtins.int
+    """How many books."""
+    def __init__(
+        self,
+        *,
+        state: _order_book_pb2.OrderBookState.ValueType = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OrderBookStateCount: _TypeAlias = OrderBookStateCount  # noqa: Y015
+
+@_typing.final
+class GetOrderBookStatsResponse(_message.Message):
+    """Response of MarketDataService.GetOrderBookStats."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BOOKS_FIELD_NUMBER: _builtins.int
+    UPDATES_FIELD_NUMBER: _builtins.int
+    SNAPSHOTS_FIELD_NUMBER: _builtins.int
+    GAPS_FIELD_NUMBER: _builtins.int
+    MALFORMED_FIELD_NUMBER: _builtins.int
+    STREAMS_FIELD_NUMBER: _builtins.int
+    DELIVERIES_FIELD_NUMBER: _builtins.int
+    DROPPED_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    updates: _builtins.int
+    """Updates taken since the server started."""
+    snapshots: _builtins.int
+    """Snapshots taken since the server started."""
+    gaps: _builtins.int
+    """Holes found on the way from the collectors, since the server started."""
+    malformed: _builtins.int
+    """Events that could not be decoded, since the server started."""
+    streams: _builtins.int
+    """Streams open now."""
+    deliveries: _builtins.int
+    """Events delivered to subscribers since the server started."""
+    dropped: _builtins.int
+    """Events left out for subscribers that read too slowly, since the server started."""
+    @_builtins.property
+    def books(self) -> _containers.RepeatedCompositeFieldContainer[Global___OrderBookStateCount]:
+        """Books by state."""
+
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """When the server started."""
+
+    def __init__(
+        self,
+        *,
+        books: _abc.Iterable[Global___OrderBookStateCount] | None = ...,
+        updates: _builtins.int = ...,
+        snapshots: _builtins.int = ...,
+        gaps: _builtins.int = ...,
+        malformed: _builtins.int = ...,
+        streams: _builtins.int = ...,
+        deliveries: _builtins.int = ...,
+        dropped: _builtins.int = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["books", b"books", "deliveries", b"deliveries", "dropped", b"dropped", "gaps", b"gaps", "malformed", b"malformed", "snapshots", b"snapshots", "start_time", b"start_time", "streams", b"streams", "updates", b"updates"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetOrderBookStatsResponse: _TypeAlias = GetOrderBookStatsResponse  # noqa: Y015
+
+@_typing.final
+class GetOrderBookHealthRequest(_message.Message):
+    """Request of MarketDataService.GetOrderBookHealth."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetOrderBookHealthRequest: _TypeAlias = GetOrderBookHealthRequest  # noqa: Y015
+
+@_typing.final
+class ExchangeHealth(_message.Message):
+    """The books of one venue."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXCHANGE_FIELD_NUMBER: _builtins.int
+    HEALTH_FIELD_NUMBER: _builtins.int
+    SYNCED_FIELD_NUMBER: _builtins.int
+    BOOKS_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    exchange: _builtins.str
+    """Venue id."""
+    health: Global___OrderBookHealth.ValueType
+    """How well its books are."""
+    synced: _builtins.int
+    """Books in step."""
+    books: _builtins.int
+    """Books in all."""
+    detail: _builtins.str
+    """Why it is not healthy; empty when it is."""
+    def __init__(
+        self,
+        *,
+        exchange: _builtins.str = ...,
+        health: Global___OrderBookHealth.ValueType = ...,
+        synced: _builtins.int = ...,
+        books: _builtins.int = ...,
+        detail: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["books", b"books", "detail", b"detail", "exchange", b"exchange", "health", b"health", "synced", b"synced"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExchangeHealth: _TypeAlias = ExchangeHealth  # noqa: Y015
+
+@_typing.final
+class GetOrderBookHealthResponse(_message.Message):
+    """Response of MarketDataService.GetOrderBookHealth."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEALTH_FIELD_NUMBER: _builtins.int
+    EXCHANGES_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    health: Global___OrderBookHealth.ValueType
+    """How well all books are."""
+    @_builtins.property
+    def exchanges(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExchangeHealth]:
+        """Venue by venue."""
+
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When this was so."""
+
+    def __init__(
+        self,
+        *,
+        health: Global___OrderBookHealth.ValueType = ...,
+        exchanges: _abc.Iterable[Global___ExchangeHealth] | None = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exchanges", b"exchanges", "health", b"health", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetOrderBookHealthResponse: _TypeAlias = GetOrderBookHealthResponse  # noqa: Y015
+
+@_typing.final
+class ListExchangesRequest(_message.Message):
+    """Request of MarketDataService.ListExchanges."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """Most venues to return, 1 to 1000; 100 when 0."""
+    page_token: _builtins.str
+    """next_page_token of the previous answer; empty for the first page."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListExchangesRequest: _TypeAlias = ListExchangesRequest  # noqa: Y015
+
+@_typing.final
+class Exchange(_message.Message):
+    """One venue."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXCHANGE_FIELD_NUMBER: _builtins.int
+    INSTRUMENTS_FIELD_NUMBER: _builtins.int
+    BOOKS_FIELD_NUMBER: _builtins.int
+    SYNCED_FIELD_NUMBER: _builtins.int
+    KINDS_FIELD_NUMBER: _builtins.int
+    exchange: _builtins.str
+    """Venue id."""
+    instruments: _builtins.int
+    """Instruments known."""
+    books: _builtins.int
+    """Books that something came of."""
+    synced: _builtins.int
+    """Books in step."""
+    @_builtins.property
+    def kinds(self) -> _containers.RepeatedScalarFieldContainer[_common_pb2.EventKind.ValueType]:
+        """Kinds of event that came."""
+
+    def __init__(
+        self,
+        *,
+        exchange: _builtins.str = ...,
+        instruments: _builtins.int = ...,
+        books: _builtins.int = ...,
+        synced: _builtins.int = ...,
+        kinds: _abc.Iterable[_common_pb2.EventKind.ValueType] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["books", b"books", "exchange", b"exchange", "instruments", b"instruments", "kinds", b"kinds", "synced", b"synced"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Exchange: _TypeAlias = Exchange  # noqa: Y015
+
+@_typing.final
+class ListExchangesResponse(_message.Message):
+    """Response of MarketDataService.ListExchanges."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXCHANGES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of the next page; empty on the last."""
+    @_builtins.property
+    def exchanges(self) -> _containers.RepeatedCompositeFieldContainer[Global___Exchange]:
+        """Venues by id."""
+
+    def __init__(
+        self,
+        *,
+        exchanges: _abc.Iterable[Global___Exchange] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exchanges", b"exchanges", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListExchangesResponse: _TypeAlias = ListExchangesResponse  # noqa: Y015
+
+@_typing.final
+class ListSymbolsRequest(_message.Message):
+    """Request of MarketDataService.ListSymbols."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXCHANGE_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    exchange: _builtins.str
+    """Venue id."""
+    page_size: _builtins.int
+    """Most symbols to return, 1 to 1000; 100 when 0."""
+    page_token: _builtins.str
+    """next_page_token of the previous answer; empty for the first page."""
+    def __init__(
+        self,
+        *,
+        exchange: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exchange", b"exchange", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSymbolsRequest: _TypeAlias = ListSymbolsRequest  # noqa: Y015
+
+@_typing.final
+class ListSymbolsResponse(_message.Message):
+    """Response of MarketDataService.ListSymbols."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SYMBOLS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of the next page; empty on the last."""
+    @_builtins.property
+    def symbols(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Canonical symbols, in order."""
+
+    def __init__(
+        self,
+        *,
+        symbols: _abc.Iterable[_builtins.str] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "symbols", b"symbols"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSymbolsResponse: _TypeAlias = ListSymbolsResponse  # noqa: Y015
+
+@_typing.final
+class GetLatestEventsRequest(_message.Message):
+    """Request of MarketDataService.GetLatestEvents."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXCHANGE_FIELD_NUMBER: _builtins.int
+    SYMBOL_FIELD_NUMBER: _builtins.int
+    KINDS_FIELD_NUMBER: _builtins.int
+    exchange: _builtins.str
+    """Venue id."""
+    symbol: _builtins.str
+    """Canonical symbol of an instrument, or name of an index ("BTC-USD", "BTC-USD-DVOL")."""
+    @_builtins.property
+    def kinds(self) -> _containers.RepeatedScalarFieldContainer[_common_pb2.EventKind.ValueType]:
+        """Only these kinds; empty means all that came, without books."""
+
+    def __init__(
+        self,
+        *,
+        exchange: _builtins.str = ...,
+        symbol: _builtins.str = ...,
+        kinds: _abc.Iterable[_common_pb2.EventKind.ValueType] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exchange", b"exchange", "kinds", b"kinds", "symbol", b"symbol"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetLatestEventsRequest: _TypeAlias = GetLatestEventsRequest  # noqa: Y015
+
+@_typing.final
+class GetLatestEventsResponse(_message.Message):
+    """Response of MarketDataService.GetLatestEvents."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[_market_event_pb2.MarketEvent]:
+        """The latest of each kind; of kinds that stand side by side (candles by interval, ratios by
+        whose) one each.
+        """
+
+    def __init__(
+        self,
+        *,
+        events: _abc.Iterable[_market_event_pb2.MarketEvent] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetLatestEventsResponse: _TypeAlias = GetLatestEventsResponse  # noqa: Y015
 
 @_typing.final
 class StreamTradesRequest(_message.Message):

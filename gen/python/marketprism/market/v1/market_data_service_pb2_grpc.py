@@ -64,6 +64,31 @@ class MarketDataServiceStub:
                 request_serializer=marketprism_dot_market_dot_v1_dot_market__data__service__pb2.ListOrderBookStatusesRequest.SerializeToString,
                 response_deserializer=marketprism_dot_market_dot_v1_dot_market__data__service__pb2.ListOrderBookStatusesResponse.FromString,
                 _registered_method=True)
+        self.GetOrderBookStats = channel.unary_unary(
+                '/marketprism.market.v1.MarketDataService/GetOrderBookStats',
+                request_serializer=marketprism_dot_market_dot_v1_dot_market__data__service__pb2.GetOrderBookStatsRequest.SerializeToString,
+                response_deserializer=marketprism_dot_market_dot_v1_dot_market__data__service__pb2.GetOrderBookStatsResponse.FromString,
+                _registered_method=True)
+        self.GetOrderBookHealth = channel.unary_unary(
+                '/marketprism.market.v1.MarketDataService/GetOrderBookHealth',
+                request_serializer=marketprism_dot_market_dot_v1_dot_market__data__service__pb2.GetOrderBookHealthRequest.SerializeToString,
+                response_deserializer=marketprism_dot_market_dot_v1_dot_market__data__service__pb2.GetOrderBookHealthResponse.FromString,
+                _registered_method=True)
+        self.ListExchanges = channel.unary_unary(
+                '/marketprism.market.v1.MarketDataService/ListExchanges',
+                request_serializer=marketprism_dot_market_dot_v1_dot_market__data__service__pb2.ListExchangesRequest.SerializeToString,
+                response_deserializer=marketprism_dot_market_dot_v1_dot_market__data__service__pb2.ListExchangesResponse.FromString,
+                _registered_method=True)
+        self.ListSymbols = channel.unary_unary(
+                '/marketprism.market.v1.MarketDataService/ListSymbols',
+                request_serializer=marketprism_dot_market_dot_v1_dot_market__data__service__pb2.ListSymbolsRequest.SerializeToString,
+                response_deserializer=marketprism_dot_market_dot_v1_dot_market__data__service__pb2.ListSymbolsResponse.FromString,
+                _registered_method=True)
+        self.GetLatestEvents = channel.unary_unary(
+                '/marketprism.market.v1.MarketDataService/GetLatestEvents',
+                request_serializer=marketprism_dot_market_dot_v1_dot_market__data__service__pb2.GetLatestEventsRequest.SerializeToString,
+                response_deserializer=marketprism_dot_market_dot_v1_dot_market__data__service__pb2.GetLatestEventsResponse.FromString,
+                _registered_method=True)
         self.StreamTrades = channel.unary_stream(
                 '/marketprism.market.v1.MarketDataService/StreamTrades',
                 request_serializer=marketprism_dot_market_dot_v1_dot_market__data__service__pb2.StreamTradesRequest.SerializeToString,
@@ -161,6 +186,41 @@ class MarketDataServiceServicer:
 
     def ListOrderBookStatuses(self, request, context):
         """States of all books, without their levels.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetOrderBookStats(self, request, context):
+        """Counts of books, updates, gaps and subscribers of this server.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetOrderBookHealth(self, request, context):
+        """Whether books can be trusted: in all, and venue by venue.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListExchanges(self, request, context):
+        """Venues, with what is known of each.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSymbols(self, request, context):
+        """Symbols of one venue that have a book.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetLatestEvents(self, request, context):
+        """The latest event of each kind of one instrument or index, for example its funding rate.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -270,6 +330,31 @@ def add_MarketDataServiceServicer_to_server(servicer, server):
                     servicer.ListOrderBookStatuses,
                     request_deserializer=marketprism_dot_market_dot_v1_dot_market__data__service__pb2.ListOrderBookStatusesRequest.FromString,
                     response_serializer=marketprism_dot_market_dot_v1_dot_market__data__service__pb2.ListOrderBookStatusesResponse.SerializeToString,
+            ),
+            'GetOrderBookStats': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetOrderBookStats,
+                    request_deserializer=marketprism_dot_market_dot_v1_dot_market__data__service__pb2.GetOrderBookStatsRequest.FromString,
+                    response_serializer=marketprism_dot_market_dot_v1_dot_market__data__service__pb2.GetOrderBookStatsResponse.SerializeToString,
+            ),
+            'GetOrderBookHealth': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetOrderBookHealth,
+                    request_deserializer=marketprism_dot_market_dot_v1_dot_market__data__service__pb2.GetOrderBookHealthRequest.FromString,
+                    response_serializer=marketprism_dot_market_dot_v1_dot_market__data__service__pb2.GetOrderBookHealthResponse.SerializeToString,
+            ),
+            'ListExchanges': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListExchanges,
+                    request_deserializer=marketprism_dot_market_dot_v1_dot_market__data__service__pb2.ListExchangesRequest.FromString,
+                    response_serializer=marketprism_dot_market_dot_v1_dot_market__data__service__pb2.ListExchangesResponse.SerializeToString,
+            ),
+            'ListSymbols': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSymbols,
+                    request_deserializer=marketprism_dot_market_dot_v1_dot_market__data__service__pb2.ListSymbolsRequest.FromString,
+                    response_serializer=marketprism_dot_market_dot_v1_dot_market__data__service__pb2.ListSymbolsResponse.SerializeToString,
+            ),
+            'GetLatestEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetLatestEvents,
+                    request_deserializer=marketprism_dot_market_dot_v1_dot_market__data__service__pb2.GetLatestEventsRequest.FromString,
+                    response_serializer=marketprism_dot_market_dot_v1_dot_market__data__service__pb2.GetLatestEventsResponse.SerializeToString,
             ),
             'StreamTrades': grpc.unary_stream_rpc_method_handler(
                     servicer.StreamTrades,
@@ -467,6 +552,141 @@ class MarketDataService:
             '/marketprism.market.v1.MarketDataService/ListOrderBookStatuses',
             marketprism_dot_market_dot_v1_dot_market__data__service__pb2.ListOrderBookStatusesRequest.SerializeToString,
             marketprism_dot_market_dot_v1_dot_market__data__service__pb2.ListOrderBookStatusesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetOrderBookStats(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/marketprism.market.v1.MarketDataService/GetOrderBookStats',
+            marketprism_dot_market_dot_v1_dot_market__data__service__pb2.GetOrderBookStatsRequest.SerializeToString,
+            marketprism_dot_market_dot_v1_dot_market__data__service__pb2.GetOrderBookStatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetOrderBookHealth(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/marketprism.market.v1.MarketDataService/GetOrderBookHealth',
+            marketprism_dot_market_dot_v1_dot_market__data__service__pb2.GetOrderBookHealthRequest.SerializeToString,
+            marketprism_dot_market_dot_v1_dot_market__data__service__pb2.GetOrderBookHealthResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListExchanges(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/marketprism.market.v1.MarketDataService/ListExchanges',
+            marketprism_dot_market_dot_v1_dot_market__data__service__pb2.ListExchangesRequest.SerializeToString,
+            marketprism_dot_market_dot_v1_dot_market__data__service__pb2.ListExchangesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSymbols(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/marketprism.market.v1.MarketDataService/ListSymbols',
+            marketprism_dot_market_dot_v1_dot_market__data__service__pb2.ListSymbolsRequest.SerializeToString,
+            marketprism_dot_market_dot_v1_dot_market__data__service__pb2.ListSymbolsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetLatestEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/marketprism.market.v1.MarketDataService/GetLatestEvents',
+            marketprism_dot_market_dot_v1_dot_market__data__service__pb2.GetLatestEventsRequest.SerializeToString,
+            marketprism_dot_market_dot_v1_dot_market__data__service__pb2.GetLatestEventsResponse.FromString,
             options,
             channel_credentials,
             insecure,

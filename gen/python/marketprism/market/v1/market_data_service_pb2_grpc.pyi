@@ -52,6 +52,16 @@ class MarketDataServiceStub:
     """State of one book, without its levels."""
     ListOrderBookStatuses: _grpc.UnaryUnaryMultiCallable[_market_data_service_pb2.ListOrderBookStatusesRequest, _market_data_service_pb2.ListOrderBookStatusesResponse]
     """States of all books, without their levels."""
+    GetOrderBookStats: _grpc.UnaryUnaryMultiCallable[_market_data_service_pb2.GetOrderBookStatsRequest, _market_data_service_pb2.GetOrderBookStatsResponse]
+    """Counts of books, updates, gaps and subscribers of this server."""
+    GetOrderBookHealth: _grpc.UnaryUnaryMultiCallable[_market_data_service_pb2.GetOrderBookHealthRequest, _market_data_service_pb2.GetOrderBookHealthResponse]
+    """Whether books can be trusted: in all, and venue by venue."""
+    ListExchanges: _grpc.UnaryUnaryMultiCallable[_market_data_service_pb2.ListExchangesRequest, _market_data_service_pb2.ListExchangesResponse]
+    """Venues, with what is known of each."""
+    ListSymbols: _grpc.UnaryUnaryMultiCallable[_market_data_service_pb2.ListSymbolsRequest, _market_data_service_pb2.ListSymbolsResponse]
+    """Symbols of one venue that have a book."""
+    GetLatestEvents: _grpc.UnaryUnaryMultiCallable[_market_data_service_pb2.GetLatestEventsRequest, _market_data_service_pb2.GetLatestEventsResponse]
+    """The latest event of each kind of one instrument or index, for example its funding rate."""
     StreamTrades: _grpc.UnaryStreamMultiCallable[_market_data_service_pb2.StreamTradesRequest, _market_data_service_pb2.StreamTradesResponse]
     """Every trade from now on."""
     ListRecentTrades: _grpc.UnaryUnaryMultiCallable[_market_data_service_pb2.ListRecentTradesRequest, _market_data_service_pb2.ListRecentTradesResponse]
@@ -99,6 +109,16 @@ class MarketDataServiceAsyncStub(MarketDataServiceStub):
     """State of one book, without its levels."""
     ListOrderBookStatuses: _aio.UnaryUnaryMultiCallable[_market_data_service_pb2.ListOrderBookStatusesRequest, _market_data_service_pb2.ListOrderBookStatusesResponse]  # type: ignore[assignment]
     """States of all books, without their levels."""
+    GetOrderBookStats: _aio.UnaryUnaryMultiCallable[_market_data_service_pb2.GetOrderBookStatsRequest, _market_data_service_pb2.GetOrderBookStatsResponse]  # type: ignore[assignment]
+    """Counts of books, updates, gaps and subscribers of this server."""
+    GetOrderBookHealth: _aio.UnaryUnaryMultiCallable[_market_data_service_pb2.GetOrderBookHealthRequest, _market_data_service_pb2.GetOrderBookHealthResponse]  # type: ignore[assignment]
+    """Whether books can be trusted: in all, and venue by venue."""
+    ListExchanges: _aio.UnaryUnaryMultiCallable[_market_data_service_pb2.ListExchangesRequest, _market_data_service_pb2.ListExchangesResponse]  # type: ignore[assignment]
+    """Venues, with what is known of each."""
+    ListSymbols: _aio.UnaryUnaryMultiCallable[_market_data_service_pb2.ListSymbolsRequest, _market_data_service_pb2.ListSymbolsResponse]  # type: ignore[assignment]
+    """Symbols of one venue that have a book."""
+    GetLatestEvents: _aio.UnaryUnaryMultiCallable[_market_data_service_pb2.GetLatestEventsRequest, _market_data_service_pb2.GetLatestEventsResponse]  # type: ignore[assignment]
+    """The latest event of each kind of one instrument or index, for example its funding rate."""
     StreamTrades: _aio.UnaryStreamMultiCallable[_market_data_service_pb2.StreamTradesRequest, _market_data_service_pb2.StreamTradesResponse]  # type: ignore[assignment]
     """Every trade from now on."""
     ListRecentTrades: _aio.UnaryUnaryMultiCallable[_market_data_service_pb2.ListRecentTradesRequest, _market_data_service_pb2.ListRecentTradesResponse]  # type: ignore[assignment]
@@ -173,6 +193,46 @@ class MarketDataServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_market_data_service_pb2.ListOrderBookStatusesResponse, _abc.Awaitable[_market_data_service_pb2.ListOrderBookStatusesResponse]]:
         """States of all books, without their levels."""
+
+    @_abc_1.abstractmethod
+    def GetOrderBookStats(
+        self,
+        request: _market_data_service_pb2.GetOrderBookStatsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_market_data_service_pb2.GetOrderBookStatsResponse, _abc.Awaitable[_market_data_service_pb2.GetOrderBookStatsResponse]]:
+        """Counts of books, updates, gaps and subscribers of this server."""
+
+    @_abc_1.abstractmethod
+    def GetOrderBookHealth(
+        self,
+        request: _market_data_service_pb2.GetOrderBookHealthRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_market_data_service_pb2.GetOrderBookHealthResponse, _abc.Awaitable[_market_data_service_pb2.GetOrderBookHealthResponse]]:
+        """Whether books can be trusted: in all, and venue by venue."""
+
+    @_abc_1.abstractmethod
+    def ListExchanges(
+        self,
+        request: _market_data_service_pb2.ListExchangesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_market_data_service_pb2.ListExchangesResponse, _abc.Awaitable[_market_data_service_pb2.ListExchangesResponse]]:
+        """Venues, with what is known of each."""
+
+    @_abc_1.abstractmethod
+    def ListSymbols(
+        self,
+        request: _market_data_service_pb2.ListSymbolsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_market_data_service_pb2.ListSymbolsResponse, _abc.Awaitable[_market_data_service_pb2.ListSymbolsResponse]]:
+        """Symbols of one venue that have a book."""
+
+    @_abc_1.abstractmethod
+    def GetLatestEvents(
+        self,
+        request: _market_data_service_pb2.GetLatestEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_market_data_service_pb2.GetLatestEventsResponse, _abc.Awaitable[_market_data_service_pb2.GetLatestEventsResponse]]:
+        """The latest event of each kind of one instrument or index, for example its funding rate."""
 
     @_abc_1.abstractmethod
     def StreamTrades(

@@ -47,6 +47,8 @@ class _SnapshotReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Snapsh
     """The subscriber fell behind, and updates were conflated into this snapshot."""
     SNAPSHOT_REASON_REQUESTED: _SnapshotReason.ValueType  # 6
     """The answer to a unary request."""
+    SNAPSHOT_REASON_TOP_CHANGED: _SnapshotReason.ValueType  # 7
+    """The best levels again, because they changed: what a subscription in TOP mode gets."""
 
 class SnapshotReason(_SnapshotReason, metaclass=_SnapshotReasonEnumTypeWrapper):
     """Why a snapshot was sent."""
@@ -65,6 +67,8 @@ SNAPSHOT_REASON_CONFLATED: SnapshotReason.ValueType  # 5
 """The subscriber fell behind, and updates were conflated into this snapshot."""
 SNAPSHOT_REASON_REQUESTED: SnapshotReason.ValueType  # 6
 """The answer to a unary request."""
+SNAPSHOT_REASON_TOP_CHANGED: SnapshotReason.ValueType  # 7
+"""The best levels again, because they changed: what a subscription in TOP mode gets."""
 Global___SnapshotReason: _TypeAlias = SnapshotReason  # noqa: Y015
 
 class _OrderBookState:
@@ -288,6 +292,7 @@ class OrderBookUpdate(_message.Message):
     PREVIOUS_VENUE_SEQUENCE_FIELD_NUMBER: _builtins.int
     BIDS_FIELD_NUMBER: _builtins.int
     ASKS_FIELD_NUMBER: _builtins.int
+    FIRST_SEQUENCE_FIELD_NUMBER: _builtins.int
     exchange: _builtins.str
     """Venue id in lower case."""
     symbol: _builtins.str
@@ -302,6 +307,10 @@ class OrderBookUpdate(_message.Message):
     """Venue's id of the first change contained (Binance U); equals venue_sequence where the venue has none."""
     previous_venue_sequence: _builtins.int
     """Venue's id that this update continues (Binance pu or U - 1, OKX prevSeqId, Deribit prev_change_id)."""
+    first_sequence: _builtins.int
+    """First of the updates merged into this one, where the subscriber asked for conflation: it
+    continues the sequence before this number. 0 when nothing is merged: then sequence is the first.
+    """
     @_builtins.property
     def exchange_time(self) -> _timestamp_pb2.Timestamp:
         """Venue's time of the change; unset when the venue gives none."""
@@ -332,10 +341,11 @@ class OrderBookUpdate(_message.Message):
         previous_venue_sequence: _builtins.int = ...,
         bids: _abc.Iterable[_common_pb2.PriceLevel] | None = ...,
         asks: _abc.Iterable[_common_pb2.PriceLevel] | None = ...,
+        first_sequence: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["exchange_time", b"exchange_time", "receive_time", b"receive_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["asks", b"asks", "bids", b"bids", "epoch", b"epoch", "exchange", b"exchange", "exchange_time", b"exchange_time", "first_venue_sequence", b"first_venue_sequence", "previous_venue_sequence", b"previous_venue_sequence", "receive_time", b"receive_time", "sequence", b"sequence", "symbol", b"symbol", "venue_sequence", b"venue_sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asks", b"asks", "bids", b"bids", "epoch", b"epoch", "exchange", b"exchange", "exchange_time", b"exchange_time", "first_sequence", b"first_sequence", "first_venue_sequence", b"first_venue_sequence", "previous_venue_sequence", b"previous_venue_sequence", "receive_time", b"receive_time", "sequence", b"sequence", "symbol", b"symbol", "venue_sequence", b"venue_sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
