@@ -225,8 +225,13 @@ class Publisher:
             self._session.schedule()
 
     def discard(self, concerns: Callable[[str], bool]) -> int:
-        """Let go of what was never sent to the subjects that `concerns` names; give the count."""
-        return sum(lane.discard(self._outbox, concerns) for lane in self._routes)
+        """Let go of what is not stored to the subjects that `concerns` names; give the count.
+
+        What is on its way may be stored nevertheless, but is not sent again.
+        """
+        count = sum(lane.discard(self._outbox, concerns) for lane in self._routes)
+        self._stored()
+        return count
 
     def tell(self, subject: str, payload: bytes) -> bool:
         """Send to whoever listens right now, unstored and unbuffered; False while unconnected."""

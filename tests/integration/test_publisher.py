@@ -555,3 +555,159 @@ async def test_a_stream_without_batches_is_told_with_the_remedy(
     await call(nats.url, "STREAM.UPDATE.TRADE", {**config, "allow_batched": True})
     assert await publisher.drain(10)
     assert_each_once_in_order(await read_all(nats.url, "TRADE"), 50)
+
+
+class Permit:
+    """What `may_send` tells."""
+
+    def __init__(self) -> None:
+        self.given = True
+
+    def __call__(self) -> bool:
+        return self.given
+
+
+async def test_nothing_is_sent_while_it_may_not_be_and_everything_afterwards(
+    nats: NatsServer, publishers: list[Publisher]
+) -> None:
+    await make_stream(nats.url, "TRADE", "market.trade.>")
+    permit = Permit()
+    publisher = Publisher(nats.url, name="test", may_send=permit)
+    publishers.append(publisher)
+    permit.given = False
+    await publisher.start()
+    assert await publisher.wait_connected(10)
+    for number in range(100):
+        publisher.publish(TRADE.format(number % 3), b"x", f"t-{number}")
+    assert not await publisher.drain(0.2)
+    assert (publisher.status.buffered, publisher.status.in_flight) == (100, 0)
+    permit.given = True
+    publisher.resume()
+    assert await publisher.drain(10)
+    assert_each_once_in_order(await read_all(nats.url, "TRADE"), 100)
+
+
+async def test_what_may_not_be_sent_is_not_sent_by_a_new_connection_either(
+    nats: NatsServer, publishers: list[Publisher]
+) -> None:
+    await make_stream(nats.url, "TRADE", "market.trade.>")
+    permit = Permit()
+    async with Relay(nats.port).running() as relay:
+        publisher = Publisher(relay.url, name="test", may_send=permit)
+        publishers.append(publisher)
+        await publisher.start()
+        assert await publisher.wait_connected(10)
+        publisher.publish(TRADE.format("BTC"), b"x", "t-0")
+        assert await publisher.drain(10)
+        permit.given = False
+        publisher.publish(TRADE.format("BTC"), b"x", "t-1")
+        relay.cut()
+        await until(lambda: publisher.status.reconnects == 1, "the loss is noticed")
+        assert await publisher.wait_connected(10)
+        assert not await publisher.drain(0.2)
+        permit.given = True
+        publisher.resume()
+        assert await publisher.drain(10)
+        assert_each_once_in_order(await read_all(nats.url, "TRADE"), 2)
+        await publisher.stop()
+
+
+async def test_what_is_settled_is_what_was_published_before(
+    nats: NatsServer, publishers: list[Publisher]
+) -> None:
+    await make_stream(nats.url, "TRADE", "market.trade.>")
+    permit = Permit()
+    publisher = Publisher(nats.url, name="test", may_send=permit)
+    publishers.append(publisher)
+    await publisher.start()
+    assert await publisher.settle(0.1), "nothing was published"
+    publisher.publish(TRADE.format("BTC"), b"x", "t-0")
+    settling = asyncio.create_task(publisher.settle(10))
+    await asyncio.sleep(0)
+    await until(lambda: publisher.status.in_flight == 1 or settling.done(), "it is sent")
+    permit.given = False
+    publisher.publish(TRADE.format("BTC"), b"x", "t-1")
+    assert await settling, "expected what comes afterwards not to be waited for"
+    assert not await publisher.settle(0.1), "expected what may not be sent to be waited for"
+    assert publisher.status.buffered == 1
+
+
+async def test_what_is_discarded_is_not_sent_and_the_rest_is(
+    nats: NatsServer, publishers: list[Publisher]
+) -> None:
+    await make_stream(nats.url, "MARKET", "market.>")
+    permit = Permit()
+    publisher = Publisher(nats.url, name="test", may_send=permit)
+    publishers.append(publisher)
+    permit.given = False
+    await publisher.start()
+    assert await publisher.wait_connected(10)
+    for number in range(30):
+        subject = (TRADE, UPDATE)[number % 2].format(("BTC", "ETH")[number % 3 == 0])
+        publisher.publish(subject, b"x", f"t-{number}", droppable_key="a" if number % 2 else None)
+    waiting = asyncio.create_task(publisher.settle(10))
+    await asyncio.sleep(0)
+    assert publisher.discard(lambda subject: subject.endswith(".BTC-USDT")) == 20
+    assert publisher.discard(lambda subject: subject.endswith(".BTC-USDT")) == 0
+    status = publisher.status
+    assert status.buffered == 10
+    permit.given = True
+    publisher.resume()
+    assert await waiting
+    messages = await read_all(nats.url, "MARKET")
+    assert numbers(messages) == list(range(0, 30, 3))
+    assert (publisher.status.buffered, publisher.status.buffered_bytes) == (0, 0)
+
+
+async def test_who_waits_for_what_is_discarded_waits_no_longer(
+    nats: NatsServer, publishers: list[Publisher]
+) -> None:
+    await make_stream(nats.url, "TRADE", "market.trade.>")
+    publisher = Publisher(nats.url, name="test", may_send=lambda: False)
+    publishers.append(publisher)
+    await publisher.start()
+    assert await publisher.wait_connected(10)
+    publisher.publish(TRADE.format("BTC"), b"x", "t-0")
+    draining = asyncio.create_task(publisher.drain(10))
+    settling = asyncio.create_task(publisher.settle(10))
+    await asyncio.sleep(0)
+    assert publisher.discard(lambda subject: True) == 1
+    async with asyncio.timeout(2):
+        assert await draining
+        assert await settling
+
+
+@pytest.mark.parametrize("arrived", [True, False], ids=["had arrived", "had not"])
+async def test_what_was_on_its_way_and_is_discarded_is_not_sent_again(
+    nats: NatsServer, publishers: list[Publisher], arrived: bool
+) -> None:
+    """Who has lost an instrument must not tell of it when the broker is back: others do by then."""
+    await make_stream(nats.url, "TRADE", "market.trade.>")
+    async with Relay(nats.port).running() as relay:
+        publisher = await open_publisher(publishers, relay.url, tail_check=5.0)
+        publisher.publish(TRADE.format("BTC"), b"x", "t-0")
+        publisher.publish(TRADE.format("ETH"), b"x", "t-1")
+        assert await publisher.drain(10)
+        if arrived:
+            relay.hold_answers()
+        else:
+            nats.child.kill(signal.SIGSTOP)
+        publisher.publish(TRADE.format("BTC"), b"x", "t-2")
+        publisher.publish(TRADE.format("ETH"), b"x", "t-3")
+        await until(lambda: publisher.status.in_flight == 2, "they are on their way")
+        publisher.publish(TRADE.format("BTC"), b"x", "t-4")
+        if arrived:
+            async with asyncio.timeout(10):
+                while (await call(nats.url, "STREAM.INFO.TRADE"))["state"]["messages"] < 5:
+                    pass
+        assert publisher.discard(lambda subject: subject == TRADE.format("BTC")) == 2
+        relay.refuse()
+        relay.cut()
+        await until(lambda: not publisher.status.connected, "the loss is noticed")
+        if not arrived:
+            nats.child.kill(signal.SIGKILL)
+        relay.let_through()
+        assert await publisher.drain(10)
+        found = numbers(await read_all(nats.url, "TRADE"))
+        assert sorted(found) == ([0, 1, 2, 3, 4] if arrived else [0, 1, 3])
+        await publisher.stop()

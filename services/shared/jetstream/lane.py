@@ -178,7 +178,10 @@ class Lane:
         self.buffer = alive
 
     def discard(self, outbox: Outbox, concerns: Callable[[str], bool]) -> int:
-        """Let go of what was never sent to the subjects that `concerns` names; give the count."""
+        """Let go of what is not stored to the subjects that `concerns` names; give the count.
+
+        What is on its way cannot be called back, but is not sent another time.
+        """
         alive: deque[Entry] = deque()
         count = 0
         for entry in self.buffer:
@@ -190,4 +193,11 @@ class Lane:
             else:
                 alive.append(entry)
         self.buffer = alive
+        again = deque(entry for entry in self.resend if not concerns(entry.subject))
+        count += len(self.resend) - len(again)
+        self.resend = again
+        for entry in self.unacknowledged:
+            if not entry.withdrawn and concerns(entry.subject):
+                entry.withdrawn = True
+                count += 1
         return count

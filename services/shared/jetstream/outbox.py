@@ -49,7 +49,8 @@ class Entry:
     """One message on its way.
 
     `size` is what it counts for, bytes; `order` grows with each message, `number` is its place in
-    the batch it was sent in, `sent` when that was (monotonic seconds).
+    the batch it was sent in, `sent` when that was (monotonic seconds). One that is `withdrawn` is
+    on its way, and is not sent again should it turn out not to be stored.
     """
 
     __slots__ = (
@@ -62,6 +63,7 @@ class Entry:
         "sent",
         "size",
         "subject",
+        "withdrawn",
     )
 
     def __init__(self, subject: str, payload: bytes, message_id: str) -> None:
@@ -74,6 +76,7 @@ class Entry:
         self.generation = 0
         self.number = 0
         self.sent = 0.0
+        self.withdrawn = False
 
     @property
     def is_dropped(self) -> bool:

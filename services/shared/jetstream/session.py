@@ -293,11 +293,13 @@ class PublishSession:
             elif entry.key is not None and entry.key in spoilt:
                 self._on_refused(entry)
             elif entry not in stored:
-                lost.append(entry)
+                if not entry.withdrawn:
+                    lost.append(entry)
             elif code:
                 # The store refused it and took a later one of its subject.
-                self._counts.reordered += 1
-                lost.append(entry)
+                if not entry.withdrawn:
+                    self._counts.reordered += 1
+                    lost.append(entry)
             else:
                 self._counts.acknowledged += 1
                 self._counts.duplicates += 1
