@@ -25,6 +25,7 @@ from aiohttp.test_utils import TestServer
 
 from services.broker.server import NatsServer
 from services.broker.settings import BrokerSettings
+from services.cli.venue import VenueOptions, simulated_urls
 from services.collector.settings import CollectorSettings
 from services.gateway.envoy import validate_config
 from services.gateway.service import render_gateway
@@ -125,13 +126,16 @@ def test_every_container_is_known_to_these_tests() -> None:
     assert set(SERVICES) == {*OURS, *FOREIGN}
     assert {module(name) for name in OURS} == {
         *(f"services.{name}" for name in ("broker", "collector", "gateway", "marketdata")),
-        "services.simulator",
+        "services.cli.simulators",
     }
 
 
 @pytest.mark.parametrize("name", OURS)
 def test_command_names_a_program_that_exists(name: str) -> None:
-    assert importlib.util.find_spec(f"{module(name)}.__main__") is not None
+    spec = importlib.util.find_spec(module(name))
+    assert spec is not None
+    is_package = spec.submodule_search_locations is not None
+    assert not is_package or importlib.util.find_spec(f"{module(name)}.__main__") is not None
 
 
 @pytest.mark.parametrize("name", sorted(SERVICES))
@@ -161,7 +165,7 @@ def test_container_can_change_nothing_but_its_data(name: str) -> None:
 def test_service_writes_where_it_may(name: str) -> None:
     service = SERVICES[name]
     places = [Path(each.split(":")[1]) for each in service.get("volumes", ())] + [Path("/tmp")]
-    if module(name) == "services.simulator":
+    if name == "simulator":
         assert places == [Path("/tmp")]
         return
     data_dir = mesh(name).data_dir
@@ -265,15 +269,28 @@ async def test_envoy_accepts_what_the_gateway_makes_for_it(tmp_path: Path) -> No
         assert by_name[upstream].endpoints_file is None, "expected it to be found by DNS"
 
 
-def test_simulated_collector_asks_nobody_but_the_simulated_venue() -> None:
+def simulated_ports() -> dict[str, int]:
+    """Give where each simulated venue listens in its container."""
+    command: list[str] = SERVICES["simulator"]["command"]
+    pairs = [each.split("=") for each in command if "=" in each]
+    return {exchange: int(port) for exchange, port in pairs}
+
+
+def test_every_venue_is_simulated_where_it_is_without_containers() -> None:
+    assert simulated_ports() == {use.venue: use.port for use in VenueOptions().port_uses()}
+
+
+def test_simulated_collector_asks_nobody_but_the_simulated_venues() -> None:
     settings = load_settings(
         CollectorSettings, "collector", environ=environment("collector-simulated")
     )
-    command: list[str] = SERVICES["simulator"]["command"]
-    port = int(command[command.index("--port") + 1])
-    for exchange in settings.exchanges.values():
-        for url in map(urlsplit, (exchange.rest_url, exchange.ws_url)):
-            assert (url.hostname, url.port) == ("simulator", port)
+    enabled = {name: each for name, each in settings.exchanges.items() if each.enabled}
+    ports = simulated_ports()
+    assert set(enabled) == set(ports)
+    for name, exchange in enabled.items():
+        address = f"simulator:{ports[name]}"
+        assert (exchange.rest_url, exchange.ws_url) == simulated_urls(name, address)
+        assert exchange.symbols == ("*",)
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -282,8 +299,8 @@ def test_healthcheck_asks_the_service_itself(name: str) -> None:
     assert test[1:5] == ["python", "-I", "-S", "/app/deploy/probe.py"]
     url = urlsplit(probed(name))
     service = module(name).removeprefix("services.")
-    if service == "simulator":
-        assert (url.port, url.path) == (9300, "/sim/symbols")
+    if name == "simulator":
+        assert (url.port, url.path) == ([*simulated_ports().values()][-1], "/sim/symbols")
     elif service == "gateway":
         assert (url.port, url.path) == (gateway().listeners["all"].port, "/health")
     else:
