@@ -66,7 +66,7 @@ def plan(only: Sequence[str] = (), *, fast: bool = False) -> list[Job]:
 def _wanted(facts: VenueFacts, case: Case, only: Sequence[str]) -> bool:
     for pattern in only:
         venue, colon, name = pattern.partition(":")
-        if not colon and venue not in VENUES and "*" not in venue:
+        if not colon and venue not in VENUES:
             venue, name = "*", venue
         if fnmatch.fnmatchcase(facts.name, venue or "*") and fnmatch.fnmatchcase(
             case.name, name or "*"

@@ -43,7 +43,7 @@ class Case:
     recover_seconds: float = 40.0
     """Longest time until everything must be in step again."""
     speaks: str = ""
-    """Kind of data (`trade`, `ticker`, `mark_price`) of which more must come after the fault."""
+    """Kind of data (`trade`, `ticker`, ...) of which more must come after the fault."""
 
     def words(self, facts: VenueFacts) -> Words:
         """Give what must be told at a venue."""
@@ -171,6 +171,18 @@ async def _heartbeat(scene: Scene) -> None:
     await scene.happened(await scene.fault("heartbeat_refusal"), seconds=60)
 
 
+async def _heartbeat_refused(scene: Scene) -> None:
+    """Leave pings unanswered until the second one, or until the connection is given up."""
+    fault = await scene.fault("heartbeat_refusal", count=None)
+    await scene.happened(fault, seconds=60)
+    deadline = time.monotonic() + 60
+    while await scene.rig.venue.hits(fault) < 2 and "DISCONNECTED" not in scene.words():
+        if time.monotonic() > deadline:
+            raise Missed("within 60 s there was no second ping, and no disconnect")
+        await asyncio.sleep(0.1)
+    await scene.struck()
+
+
 async def _resync(scene: Scene) -> None:
     request = pb.ResyncRequest(exchange=scene.rig.facts.name, symbol=scene.symbol)
     await scene.rig.stub.Resync(request, timeout=10)
@@ -229,6 +241,11 @@ CASES: tuple[Case, ...] = (
         speaks="ticker",
     ),
     Case(
+        "silence-top", "a subscription to best bids and offers is acknowledged and silent",
+        _after_cut("silence", "top"), ("SILENT@BEST_BID_OFFER",), whole_venue=True,
+        speaks="best_bid_offer",
+    ),
+    Case(
         "silence-mark", "a subscription to mark prices is acknowledged and silent",
         _after_cut("silence", "mark"), ("SILENT@MARK_PRICE",), whole_venue=True, venues=_MARKED,
         speaks="mark_price",
@@ -275,7 +292,7 @@ CASES: tuple[Case, ...] = (
         keeps_books=True, venues=("deribit",),
     ),
     Case(
-        "heartbeat-refused", "a ping of the client is not answered", _heartbeat,
+        "heartbeat-refused", "pings of the client are not answered", _heartbeat_refused,
         venues=(*_BINANCE, "okx"), slow=True, whole_venue=True, recover_seconds=60,
     ),
     Case("resync", "a rebuild is asked for", _resync, ("RESYNCING:REQUESTED",)),

@@ -22,6 +22,7 @@ _STREAMS = {
     "MARKET_ORDER_BOOK": "market.order_book_*.{}.>",
     "MARKET_TRADE": "market.trade.{}.>",
     "MARKET_INTEGRITY": "market.integrity.{}.>",
+    "MARKET_BEST_BID_OFFER": "market.best_bid_offer.{}.>",
     "MARKET_REFERENCE": "market.*.{}.>",
     "MARKET_INSTRUMENT": "market.instrument.{}.>",
 }
@@ -85,7 +86,8 @@ class Follower:
             "MARKET_ORDER_BOOK": self._on_books,
             "MARKET_TRADE": self._on_trades,
             "MARKET_INTEGRITY": self._on_entries,
-            "MARKET_REFERENCE": self._on_reference,
+            "MARKET_BEST_BID_OFFER": self._on_others,
+            "MARKET_REFERENCE": self._on_others,
             "MARKET_INSTRUMENT": self._on_instruments,
         }
         start = StartAt.all() if from_begin else StartAt.new()
@@ -167,7 +169,7 @@ class Follower:
             Entry(now, integrity.IntegrityEvent.FromString(each.payload)) for each in messages
         ]
 
-    def _on_reference(self, messages: list[Message]) -> None:
+    def _on_others(self, messages: list[Message]) -> None:
         for message in messages:
             _, kind, _, symbol = message.subject.split(".", 3)
             self.told[kind, symbol] += 1

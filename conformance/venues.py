@@ -26,6 +26,8 @@ class VenueFacts:
     """Pattern of the streams of trades."""
     ticker: str
     """Pattern of the streams of tickers."""
+    top: str
+    """Pattern of the streams of best bids and offers."""
     mark: str
     """Pattern of the streams of mark prices; empty where the venue has none of its own."""
     book_path: str
@@ -44,7 +46,7 @@ class VenueFacts:
     """Request weight by path, for the suite's own count; 1 where nothing is told."""
 
     def stream(self, kind: str) -> str:
-        """Give the pattern of a kind: `book`, `trade`, `ticker` or `mark`."""
+        """Give the pattern of a kind: `book`, `trade`, `ticker`, `top` or `mark`."""
         pattern: str = getattr(self, kind)
         return pattern
 
@@ -68,6 +70,7 @@ def _binance(name: str, title: str, prefix: str, **more: object) -> VenueFacts:
         book="*@depth*",
         trade="*rade",
         ticker="*@ticker",
+        top="*@bookTicker",
         book_path=f"{prefix}/depth",
         trade_paths=(f"{prefix}/trades", f"{prefix}/historicalTrades", f"{prefix}/aggTrades"),
         from_stream=False,
@@ -94,6 +97,7 @@ VENUES: Mapping[str, VenueFacts] = {
             book="books:*",
             trade="trades*",
             ticker="tickers:*",
+            top="bbo-tbt:*",
             mark="mark-price:*",
             book_path="/api/v5/market/books",
             trade_paths=("/api/v5/market/trades", "/api/v5/market/history-trades"),
@@ -107,6 +111,7 @@ VENUES: Mapping[str, VenueFacts] = {
             book="book.*",
             trade="trades.*",
             ticker="ticker.*",
+            top="quote.*",
             mark="",
             book_path="/api/v2/public/get_order_book",
             trade_paths=(

@@ -229,9 +229,7 @@ class InstrumentFeed:
         """Take note that a connection ended; the book is over when no other one carries it."""
         if self.lanes.leave(lane, now):
             return
-        self.last_top = self._raw_top = None
-        self._ahead = (0, 0)
-        self._tops = None
+        self._forget_tops()
         self.book.on_disconnected(detail, now)
 
     def change(self, spec: InstrumentSpec, now: int) -> None:
@@ -382,6 +380,8 @@ class InstrumentFeed:
         """Publish a change of state, and write it to the ledger."""
         self._messages += 1
         self.synced.clear()
+        if status.reason == pb.ORDER_BOOK_REASON_VENUE_RESET:
+            self._forget_tops()
         now = status.time.ToNanoseconds()
         self._publisher.publish(
             self._status_subject,
@@ -424,6 +424,12 @@ class InstrumentFeed:
         self._fetch_snapshot(self, reason)
 
     # Inside
+
+    def _forget_tops(self) -> None:
+        """Take the next best bid and offer whatever its id: it has nothing to do with the last."""
+        self.last_top = self._raw_top = None
+        self._ahead = (0, 0)
+        self._tops = None
 
     def _publish_trade(self, payload: bytes, trade_id: int) -> None:
         self._publisher.publish(self._trade_subject, payload, f"{self._id}{trade_id}")

@@ -43,6 +43,9 @@ _Why: TypeAlias = tuple["pb.OrderBookReason.ValueType", str]
 
 # Diffs in a row that lie behind the book: a snapshot a little ahead of the stream explains some.
 _MOST_BEHIND = 100
+# Those that are newer than the book by the venue's own time are explained by nothing else than ids
+# that began again; one may be a whim of a clock.
+_MOST_ANEW = 3
 
 
 class BookSynchroniser:
@@ -103,6 +106,7 @@ class BookSynchroniser:
         self._snapshot_time = 0
         self._waiting = False
         self._behind = 0
+        self._anew = 0
         # Levels a side that the venue keeps up, where the snapshot comes in the stream.
         self._window = 0
 
@@ -139,10 +143,14 @@ class BookSynchroniser:
         elif self._adapter.repeats(diff, self.venue_sequence):
             self.duplicates += 1
             self._behind += 1
-            if self._behind > _MOST_BEHIND:
+            # Before the first diff the time is the snapshot's, which is no time of the stream.
+            if self.sequence and 0 < self.exchange_time < diff.exchange_time:
+                self._anew += 1
+            if self._behind > _MOST_BEHIND or self._anew >= _MOST_ANEW:
+                newer = f", {self._anew} of them newer by their time" if self._anew else ""
                 self._lose(
                     pb.ORDER_BOOK_REASON_VENUE_RESET,
-                    f"{self._behind} diffs in a row lie behind {self.venue_sequence}, "
+                    f"{self._behind} diffs in a row lie behind {self.venue_sequence}{newer}; "
                     f"the last is {diff.first}..{diff.last}",
                     receive_time,
                 )
@@ -397,7 +405,7 @@ class BookSynchroniser:
                 self._lose(*self._disagreement(diff.checksum), receive_time)
                 return
         self.applied += 1
-        self._behind = 0
+        self._behind = self._anew = 0
         self.sequence = sequence = self.sequence + 1
         previous = self.venue_sequence
         self.venue_sequence = last = diff.last
@@ -423,7 +431,7 @@ class BookSynchroniser:
         # keeps it growing when a clock is set back.
         self.epoch = max(self.epoch + 1, self._epoch_floor + 1, now // 1000)
         self.sequence = 0
-        self._behind = 0
+        self._behind = self._anew = 0
         self._encoder.begin_epoch(self.epoch)
         self.state = _SYNCED
         self.reason = pb.ORDER_BOOK_REASON_SYNCHRONISED

@@ -248,6 +248,21 @@ def test_a_quiet_market_does_not_lag(bench: Bench) -> None:
     assert bench.feed.lag_behind_top(bench.now + 3 * SECOND) == pytest.approx(3.0)
 
 
+def test_tops_are_taken_again_from_a_venue_that_numbers_anew(bench: Bench) -> None:
+    bench.in_step(1_000_000)
+    bench.feed.on_diff("binance-1", diff(1_000_001, 1_000_001, ms=1), bench.tick())
+    bench.top(1_000_002)
+    bench.top(3)
+    assert len(bench.out.of("best_bid_offer")) == 1
+    for number in (1, 2, 3):
+        bench.feed.on_diff("binance-1", diff(number, number, ms=1 + number), bench.tick())
+    assert bench.feed.book.reason == pb.ORDER_BOOK_REASON_VENUE_RESET
+    bench.top(4)
+    assert len(bench.out.of("best_bid_offer")) == 2
+    bench.feed.book.on_snapshot(BookSnapshot(4, [("10", "1")], [("11", "1")]), bench.tick())
+    assert bench.feed.lag_behind_top(bench.now + 3600 * SECOND) == 0.0
+
+
 def test_a_book_that_differs_from_the_venues_own_top_is_rebuilt(bench: Bench) -> None:
     bench.in_step(100)
     bench.feed.on_diff("binance-1", diff(101, 101), bench.tick())

@@ -235,6 +235,31 @@ def test_endless_diffs_behind_the_book_are_a_venue_that_numbers_anew(bench: Benc
     bench.assert_contract()
 
 
+def test_three_diffs_behind_the_book_and_newer_than_it_are_a_venue_that_numbers_anew(
+    bench: Bench,
+) -> None:
+    bench.in_step(1_000_000)
+    bench.diff(1_000_001, 1_000_001)
+    bench.diff(1, 5)
+    bench.diff(6, 9)
+    assert bench.state == "SYNCED"
+    bench.diff(10, 12)
+    assert (bench.state, bench.out.reasons[-1]) == ("RESYNCING", "VENUE_RESET")
+    bench.snapshot(11, "10")
+    assert (bench.state, bench.book.venue_sequence) == ("SYNCED", 12)
+    bench.assert_contract()
+
+
+def test_what_is_told_twice_is_no_new_numbering_however_often(bench: Bench) -> None:
+    bench.in_step(100)
+    told = [diff(number, number, ms=bench.now // 1_000_000 + number) for number in range(101, 131)]
+    for each in told:
+        bench.book.on_diff(each, bench.tick())
+    for each in told[-30:]:
+        bench.book.on_diff(each, bench.tick())
+    assert (bench.state, bench.book.duplicates, bench.book.resyncs) == ("SYNCED", 30, 0)
+
+
 def test_a_malformed_snapshot_is_told_and_another_one_is_asked_for(bench: Bench) -> None:
     bench.begin()
     bench.diff(101, 101)
