@@ -440,12 +440,13 @@ def test_a_recorded_market_is_served(tmp_path: Path, file: str, exchange: str, s
         assert mesh.stop() < STOP_SECONDS
 
 
-def test_a_recording_is_made_and_verifies(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("exchange", "count"), [("binance", 5), ("deribit", 9)])
+def test_a_recording_is_made_and_verifies(tmp_path: Path, exchange: str, count: int) -> None:
     out = tmp_path / "captures"
     process = subprocess.run(
         [
             sys.executable, "-m", "services.cli", "record", "--simulated", "--out", str(out),
-            "--duration", "4",
+            "--duration", "4", "--exchanges", exchange,
         ],
         capture_output=True,
         text=True,
@@ -457,7 +458,7 @@ def test_a_recording_is_made_and_verifies(tmp_path: Path) -> None:
     (capture,) = out.glob("*.jsonl.gz")
     verified = subprocess.run(
         [
-            sys.executable, "-m", "services.cli", "verify", "--json", "--exchange", "binance",
+            sys.executable, "-m", "services.cli", "verify", "--json", "--exchange", exchange,
             str(capture),
         ],
         capture_output=True,
@@ -468,4 +469,4 @@ def test_a_recording_is_made_and_verifies(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in verified.stdout.splitlines()]
     assert verified.returncode == 0, verified.stdout + verified.stderr
     assert {row["state"] for row in rows} == {"SYNCED"}
-    assert len(rows) == 5
+    assert len(rows) == count
