@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import shutil
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -128,6 +129,8 @@ async def own_rig(
 ) -> AsyncIterator[Rig]:
     """Start everything in processes of its own; ends all of it behind the block."""
     # Nothing else runs yet that this could keep waiting.
+    for old in ("nats", "var"):
+        shutil.rmtree(directory / old, ignore_errors=True)
     directory.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240
     async with contextlib.AsyncExitStack() as stack:
         server = await stack.enter_async_context(

@@ -48,6 +48,8 @@ RATIOS = {
 _PERIOD = Duration(seconds=300)
 _DAY = re.compile(r"[0-9]{6}\Z", re.ASCII)
 _DELIVERY_HOUR = 8  # UTC, of all dated futures
+# Settled, or about to be: nothing of such a contract comes any more, and it has no book.
+_OVER = frozenset(("DELIVERED", "SETTLING", "CLOSE"))
 _LINEAR_QUOTES = ("FDUSD", "RLUSD", "USDT", "USDC", "BUSD", "USD1", "BTC", "USD", "U")
 _PERPETUAL = instrument_pb2.INSTRUMENT_KIND_PERPETUAL
 _FUTURE = instrument_pb2.INSTRUMENT_KIND_FUTURE
@@ -231,7 +233,10 @@ def _delivery_of(day: str) -> int:
 def decode_contracts(
     contracts: Contracts, exchange: str, body: bytes, *, inverse: bool
 ) -> list[InstrumentSpec]:
-    """Decode exchangeInfo; a symbol whose filters are malformed keeps empty steps."""
+    """Decode exchangeInfo; a symbol whose filters are malformed keeps empty steps.
+
+    Contracts that are over are left out, which the venue goes on to list for a while.
+    """
     info = _decoded(_decode_info, exchange, "exchangeInfo", body, "")
     return unique(
         [
@@ -248,6 +253,7 @@ def decode_contracts(
                 steps=read_steps(symbol.filters),
             )
             for symbol in info.symbols
+            if not _OVER.intersection((symbol.status, symbol.contract_status))
         ]
     )
 

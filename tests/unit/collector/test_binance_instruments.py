@@ -87,9 +87,8 @@ def test_the_term_of_a_contract_is_in_its_name(
 
 @pytest.mark.parametrize(
     "status",
-    ["PENDING_TRADING", "PRE_DELIVERING", "DELIVERING", "DELIVERED", "PRE_SETTLE", "SETTLING",
-     "CLOSE", "TRADING_HALT", "BREAK", ""],
-)  # fmt: skip
+    ["PENDING_TRADING", "PRE_DELIVERING", "DELIVERING", "PRE_SETTLE", "TRADING_HALT", "BREAK", ""],
+)
 def test_only_what_trades_is_trading(status: str) -> None:
     assert not USDM.decode_instruments(_body(_linear(status=status)))[0].trading
     assert not COINM.decode_instruments(_body(_inverse(contractStatus=status)))[0].trading
@@ -97,6 +96,14 @@ def test_only_what_trades_is_trading(status: str) -> None:
     assert COINM.decode_instruments(_body(_inverse()))[0].trading
     info = {"symbol": "AB", "status": status, "baseAsset": "A", "quoteAsset": "B"}
     assert not SPOT.decode_instruments(_body(info))[0].trading
+
+
+@pytest.mark.parametrize("status", ["DELIVERED", "SETTLING", "CLOSE"])
+def test_a_contract_that_is_over_is_no_longer_listed(status: str) -> None:
+    other = {"symbol": "ETHUSD_PERP", "baseAsset": "ETH"}
+    linear = USDM.decode_instruments(_body(_linear(status=status)))
+    inverse = COINM.decode_instruments(_body(_inverse(contractStatus=status), _inverse(**other)))
+    assert [spec.native_symbol for spec in (*linear, *inverse)] == ["ETHUSD_PERP"]
 
 
 def test_a_name_belongs_to_what_trades_and_another_keeps_its_own() -> None:
