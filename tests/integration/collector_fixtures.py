@@ -7,16 +7,18 @@ compared with the true book of the venue at the very same update id.
 import asyncio
 import contextlib
 import time
-from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import grpc
+from google.protobuf.message import Message as Proto
 from marketprism.collector.v1 import collector_service_pb2_grpc
 from marketprism.collector.v1 import integrity_event_pb2 as integrity
-from marketprism.market.v1 import events_pb2
+from marketprism.market.v1 import common_pb2, events_pb2, instrument_pb2
 from marketprism.market.v1 import order_book_pb2 as pb
 
 from services.broker.settings import load_broker_settings
@@ -27,15 +29,70 @@ from services.collector.settings import CollectorSettings
 from services.shared.decimals import canonical_decimal
 from services.shared.jetstream import Message, StartAt, StreamReader
 from services.shared.settings import MeshSettings, NatsSettings, ServiceSettings
-from services.simulator.fixed import canonical
 from services.simulator.generated import GeneratedMarket, GeneratedSettings
-from services.simulator.market import UpdateIdUnavailableError
-from services.simulator.server import SimulatedVenue, VenueSettings
+from services.simulator.market import Trade, UpdateIdUnavailableError
+from services.simulator.server import SimulatedVenue
+from services.simulator.venues import VENUES, generated_market
 from tests.integration.nats_tools import connected, nats_server, until
 
 CONFIG = Path(__file__).resolve().parents[2] / "config"
 SYMBOLS = {"BTCUSDT": "BTC-USDT", "ETHUSDT": "ETH-USDT"}
 SYNCED = pb.ORDER_BOOK_STATE_SYNCED
+WS_PATHS = {"binance": "/stream", "binance_coinm": "/stream", "deribit": "/ws/api/v2"}
+"""Where the WebSocket of a simulated venue is, below its address; of the others at its root."""
+
+_MESSAGES: Mapping[str, type[Proto]] = {
+    "order_book_update": pb.OrderBookUpdate,
+    "order_book_snapshot": pb.OrderBookSnapshot,
+    "order_book_status": pb.OrderBookStatus,
+    "trade": events_pb2.Trade,
+    "best_bid_offer": events_pb2.BestBidOffer,
+    "ticker": events_pb2.Ticker,
+    "candle": events_pb2.Candle,
+    "funding_rate": events_pb2.FundingRate,
+    "mark_price": events_pb2.MarkPrice,
+    "index_price": events_pb2.IndexPrice,
+    "open_interest": events_pb2.OpenInterest,
+    "liquidation": events_pb2.Liquidation,
+    "long_short_ratio": events_pb2.LongShortRatio,
+    "volatility_index": events_pb2.VolatilityIndex,
+    "option_greeks": events_pb2.OptionGreeks,
+    "instrument": instrument_pb2.Instrument,
+}
+"""The message of each kind of subject."""
+
+_WORDS = frozenset(
+    {
+        "base", "collector_id", "connection_id", "detail", "event_id", "exchange", "liquidation_id",
+        "native_symbol", "previous_event_id", "quote", "settlement", "symbol", "trade_id",
+        "underlying",
+    }
+)  # fmt: skip
+"""Text that is no number; all other text is."""
+
+
+def numbers(message: Proto) -> Iterator[tuple[str, str]]:
+    """Give every number that a message tells as text, by the name of its field."""
+    for each, value in message.ListFields():
+        if each.type == each.TYPE_STRING and each.name not in _WORDS:
+            yield each.name, value
+        elif each.message_type is common_pb2.PriceLevel.DESCRIPTOR:
+            for level in value:
+                yield f"{each.name}.price", level.price
+                yield f"{each.name}.quantity", level.quantity
+
+
+def misspelt(message: Proto) -> list[str]:
+    """Tell which numbers are not canonical decimals."""
+    found = []
+    for name, text in numbers(message):
+        try:
+            good = canonical_decimal(text) == text
+        except ValueError:
+            good = False
+        if not good:
+            found.append(f"{type(message).__name__}.{name} is {text!r}")
+    return found
 
 
 @dataclass
@@ -103,22 +160,60 @@ class FollowedBook:
 
 
 class Followers:
-    """Reads the book, trade and integrity streams live, across any outage of the broker."""
+    """Reads the book, trade and integrity streams live, across any outage of the broker.
 
-    def __init__(self, url: str, market: GeneratedMarket, *, start: StartAt | None = None) -> None:
+    `natives` has the canonical symbols by the venue's names; books of others are left alone. With
+    `everything` the other streams are read too, and every message is looked at: `told` counts them
+    by kind and symbol, `problems` are breaches of what all of them have in common.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        market: GeneratedMarket,
+        *,
+        start: StartAt | None = None,
+        natives: Mapping[str, str] = SYMBOLS,
+        exchange: str = "binance",
+        everything: bool = False,
+    ) -> None:
         self.market = market
-        self.books = {symbol: FollowedBook(native) for native, symbol in SYMBOLS.items()}
+        self.exchange = exchange
+        self.books: dict[str, FollowedBook] = {}
         self.trades: dict[str, list[events_pb2.Trade]] = defaultdict(list)
         self.entries: list[integrity.IntegrityEvent] = []
+        self.instruments: dict[str, instrument_pb2.Instrument] = {}
+        self.told: Counter[tuple[str, str]] = Counter()
+        self.problems: list[str] = []
+        self._sizes: dict[str, Decimal] = {}
+        self._everything = everything
+        for native, symbol in natives.items():
+            self.follow(native, symbol)
         handlers = {
             "MARKET_ORDER_BOOK": self._book,
             "MARKET_TRADE": self._trade,
             "MARKET_INTEGRITY": self._entry,
         }
+        if everything:
+            handlers |= {
+                "MARKET_BEST_BID_OFFER": self._look_at,
+                "MARKET_REFERENCE": self._look_at,
+                "MARKET_INSTRUMENT": self._instrument,
+            }
         self._readers = [
             StreamReader(url, stream, start=start or StartAt.all(), on_batch=handler)
             for stream, handler in handlers.items()
         ]
+
+    def follow(self, native: str, symbol: str) -> None:
+        """Follow the book of an instrument that the venue lists."""
+        spec = self.market.symbols[native]
+        self._sizes[native] = Decimal(spec.contract_size * spec.multiplier) / 10**16
+        self.books[symbol] = FollowedBook(native)
+
+    def quantity(self, native: str, units: int) -> str:
+        """Give a quantity of the venue (units of 1e-8) in the unit of the mesh."""
+        return canonical_decimal(f"{Decimal(units) / 10**8 * self._sizes[native]:f}")
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator["Followers"]:
@@ -131,9 +226,12 @@ class Followers:
                 await reader.stop()
 
     def _book(self, messages: list[Message]) -> None:
+        self._look_at(messages)
         for message in messages:
             _, kind, _, symbol = message.subject.split(".")
-            book = self.books[symbol]
+            book = self.books.get(symbol)
+            if book is None:
+                continue
             if kind == "order_book_update":
                 book.update(pb.OrderBookUpdate.FromString(message.payload))
             elif kind == "order_book_snapshot":
@@ -145,12 +243,34 @@ class Followers:
                 self.compare(book)
 
     def _trade(self, messages: list[Message]) -> None:
+        self._look_at(messages)
         for message in messages:
             trade = events_pb2.Trade.FromString(message.payload)
             self.trades[trade.symbol].append(trade)
 
     def _entry(self, messages: list[Message]) -> None:
         self.entries += [integrity.IntegrityEvent.FromString(each.payload) for each in messages]
+
+    def _instrument(self, messages: list[Message]) -> None:
+        self._look_at(messages)
+        for each in messages:
+            message = instrument_pb2.Instrument.FromString(each.payload)
+            self.instruments[message.symbol] = message
+
+    def _look_at(self, messages: list[Message]) -> None:
+        """See that messages are what all of their kind have to be."""
+        if not self._everything:
+            return
+        for each in messages:
+            _, kind, exchange, symbol = each.subject.split(".")
+            message: Any = _MESSAGES[kind].FromString(each.payload)
+            self.told[kind, symbol] += 1
+            self.problems += misspelt(message)
+            if (message.exchange, message.symbol) != (exchange, symbol):
+                self.problems.append(f"{each.subject} tells of {message.exchange} {message.symbol}")
+            time_field = {"order_book_status": "time", "instrument": "update_time"}
+            if not message.HasField(time_field.get(kind, "receive_time")):
+                self.problems.append(f"{each.subject} has no time")
 
     def compare(self, book: FollowedBook) -> None:
         """Hold a book against the venue's true one at the same update id."""
@@ -159,8 +279,14 @@ class Followers:
         except UpdateIdUnavailableError as error:
             book.problems.append(str(error))
             return
-        bids, asks = truth.canonical()
-        if (dict(bids), dict(asks)) != (book.bids, book.asks):
+        size = self._sizes[book.native]
+        bids, asks = (
+            dict(side)
+            if size == 1
+            else {price: canonical_decimal(f"{Decimal(q) * size:f}") for price, q in side}
+            for side in truth.canonical()
+        )
+        if (bids, asks) != (book.bids, book.asks):
             book.problems.append(f"the book at {book.venue_sequence} is not the venue's")
         book.compared += 1
 
@@ -193,29 +319,41 @@ class Followers:
 
     async def settle_trades(self, seconds: float = 20.0, *, lost: int = 0) -> None:
         """Wait until the newest trades are stored; each must be there once, in order, and true."""
-        newest = {native: self.market.recent_trades(native, 1)[-1].trade_id for native in SYMBOLS}
-        for native, symbol in SYMBOLS.items():
+        natives = {book.native: symbol for symbol, book in self.books.items()}
+        newest = {native: self.market.recent_trades(native, 1)[-1].trade_id for native in natives}
+        for native, symbol in natives.items():
             stored = self.trades[symbol]
             await until(
-                lambda s=stored, n=native: s and int(s[-1].trade_id) >= newest[n],
+                lambda s=stored, n=native: s and _number(s[-1]) >= newest[n],
                 f"trade {newest[native]} of {symbol} is stored",
                 seconds,
             )
-            ids = [int(trade.trade_id) for trade in stored]
-            if lost:
-                assert ids == sorted(set(ids)), "expected each trade once, in order"
-                assert ids[-1] - ids[0] + 1 - len(ids) <= lost
-            else:
-                assert ids == list(range(ids[0], ids[-1] + 1)), "expected each trade once, in order"
+            ids = [number for trade in stored for number in _stands_for(trade)]
             true = {t.trade_id: t for t in self.market.recent_trades(native, 100_000)}
+            # Binance's futures use up numbers for what is no trade of the market.
+            made = [number for number in true if ids[0] <= number <= ids[-1]]
+            assert ids == sorted(set(ids)), "expected each trade once, in order"
+            assert set(ids) <= set(made), "expected nothing that is no trade of the market"
+            assert len(made) - len(ids) <= lost, f"expected every trade of {symbol}"
             for trade in stored:
-                truth = true[int(trade.trade_id)]
-                assert (trade.price, trade.quantity) == (
-                    canonical(truth.price),
-                    canonical(truth.quantity),
-                )
-                assert trade.exchange_time.ToMicroseconds() == truth.time_us // 1000 * 1000
-                assert canonical_decimal(trade.price) == trade.price
+                self._hold_against(trade, native, [true[number] for number in _stands_for(trade)])
+
+    def _hold_against(self, trade: events_pb2.Trade, native: str, truth: list[Trade]) -> None:
+        """See that a trade is what the venue's own were, of which it may fold several."""
+        assert {trade.price} == {canonical_decimal(f"{Decimal(t.price) / 10**8:f}") for t in truth}
+        assert trade.quantity == self.quantity(native, sum(t.quantity for t in truth))
+        assert trade.exchange_time.ToMicroseconds() == truth[-1].time_us // 1000 * 1000
+        assert (trade.side == common_pb2.SIDE_SELL) == truth[-1].buyer_is_maker
+        assert canonical_decimal(trade.price) == trade.price
+
+
+def _number(trade: events_pb2.Trade) -> int:
+    return trade.venue_sequence or int(trade.trade_id)
+
+
+def _stands_for(trade: events_pb2.Trade) -> range:
+    number = _number(trade)
+    return range(number - max(trade.trade_count, 1) + 1, number + 1)
 
 
 @dataclass
@@ -252,17 +390,22 @@ def mesh_settings(directory: Path, nats_url: str) -> MeshSettings:
 
 
 def collector_settings(
-    venue_rest: str, venue_ws: str, *, exchange: dict[str, Any] | None = None, **more: Any
+    venue_rest: str,
+    venue_ws: str,
+    *,
+    of: str = "binance",
+    exchange: dict[str, Any] | None = None,
+    **more: Any,
 ) -> CollectorSettings:
     """Give settings with short times, so that a test sees in seconds what takes minutes live."""
     return CollectorSettings.model_validate(
         {
             "collector_id": "test",
             "exchanges": {
-                "binance": {
+                of: {
                     "rest_url": venue_rest,
-                    "ws_url": f"{venue_ws}/stream",
-                    "symbols": list(SYMBOLS.values()),
+                    "ws_url": venue_ws + WS_PATHS.get(of, ""),
+                    "symbols": list(SYMBOLS.values()) if of == "binance" else ["*"],
                     "backoff_seconds": 0.05,
                     "backoff_limit_seconds": 0.5,
                     "silence_seconds": 1.0,
@@ -316,30 +459,57 @@ def count_requests(venue: SimulatedVenue) -> list[tuple[float, str]]:
 async def bench(
     directory: Path,
     *,
+    of: str = "binance",
     market: dict[str, Any] | None = None,
     venue: dict[str, Any] | None = None,
     exchange: dict[str, Any] | None = None,
     nats_url: str | None = None,
+    everything: bool = False,
     **settings: Any,
 ) -> AsyncIterator[Bench]:
-    """Run venue, broker, collector and followers; gives them when every book is in step."""
+    """Run venue, broker, collector and followers; gives them when every book is in step.
+
+    `of` is the exchange: Binance spot with two symbols, or another one with all that it lists.
+    """
     async with contextlib.AsyncExitStack() as stack:
         if nats_url is None:
             server = await stack.enter_async_context(nats_server(directory / "nats"))
             nats_url = server.url
             await make_streams(nats_url)
-        source = make_market(**(market or {}))
+        protocol = VENUES[of]()
+        options = {"depth_rate": 20, "trade_rate": 8, "levels": 100, "warmup_seconds": 0.5}
+        source = generated_market(
+            protocol,
+            **{
+                **options,
+                **({"symbols": tuple(SYMBOLS)} if of == "binance" else {}),
+                **(market or {}),
+            },
+        )
         limits = {"connects_per_five_minutes": 10_000, **(venue or {})}
         simulated = await stack.enter_async_context(
-            SimulatedVenue(source, settings=VenueSettings(**limits))
+            SimulatedVenue(
+                source, settings=protocol.settings_type.model_validate(limits), protocol=protocol
+            )
         )
         times = count_requests(simulated)
         service = CollectorService(
             mesh_settings(directory, nats_url),
-            collector_settings(simulated.rest_url, simulated.ws_url, exchange=exchange, **settings),
+            collector_settings(
+                simulated.rest_url, simulated.ws_url, of=of, exchange=exchange, **settings
+            ),
         )
         await stack.enter_async_context(service.running())
-        seen = await stack.enter_async_context(Followers(nats_url, source).running())
+        natives: Mapping[str, str] = SYMBOLS
+        if of != "binance":
+            collected = service.venues[0]
+            await until(lambda: collected.ready, "the instruments are known")
+            natives = {name: feed.spec.symbol for name, feed in collected.feeds.items()}
+        seen = await stack.enter_async_context(
+            Followers(
+                nats_url, source, natives=natives, exchange=of, everything=everything
+            ).running()
+        )
         await seen.settle()
         yield Bench(simulated, source, nats_url, directory, service, seen, times)
         assert service.failure is None
