@@ -33,6 +33,8 @@ class Catalog:
         self._instruments: dict[Key, bytes] = {}
         self._parsed: dict[Key, instrument_pb2.Instrument] = {}
         self._symbols: dict[str, set[str]] = {}
+        self._indices: dict[str, set[str]] = {}
+        self._index_count = 0
         self._count = 0
         self._order: list[Key] | None = None
         self.ready = False
@@ -53,6 +55,21 @@ class Catalog:
         self._symbols.setdefault(key[0], set()).add(key[1])
         self._count += 1
         return True
+
+    def add_index(self, key: Key) -> bool:
+        """Note that an index exists; False when there are too many to keep another."""
+        indices = self._indices.get(key[0], ())
+        if key[1] in indices:
+            return True
+        if self._index_count >= self._limit:
+            return False
+        self._indices.setdefault(key[0], set()).add(key[1])
+        self._index_count += 1
+        return True
+
+    def is_index(self, key: Key) -> bool:
+        """Tell whether a name is an index of its venue; an instrument may have the same name."""
+        return key[1] in self._indices.get(key[0], ())
 
     def describe(self, key: Key, payload: bytes) -> bool:
         """Take an encoded Instrument; False when it is malformed, or one too many."""
@@ -80,6 +97,16 @@ class Catalog:
         if not self.ready or key not in self:
             raise self.not_found(key)
 
+    def check_named(self, key: Key) -> None:
+        """Raise as `check` does unless it is an instrument or an index."""
+        if not self.ready or not self.is_index(key):
+            self.check(key)
+
+    def check_exchange(self, exchange: str) -> None:
+        """Raise `NotFound`, or `Unavailable` while nothing is known yet, for an unknown venue."""
+        if not self.ready or (exchange not in self._symbols and exchange not in self._indices):
+            raise self.not_found((exchange, ""))
+
     def check_ready(self) -> None:
         """Raise `Unavailable` while what the broker held at the start is still being read."""
         if not self.ready:
@@ -100,11 +127,12 @@ class Catalog:
             if not self.ready:
                 return _starting(_STILL_READING, metadata)
             return _starting(f"{exchange}/{symbol} is not known, and {_NO_COLLECTOR}", metadata)
-        symbols = self._symbols.get(exchange)
-        if symbols is None:
+        symbols = self._symbols.get(exchange, set())
+        if not symbols and exchange not in self._indices:
+            exchanges = sorted({*self._symbols, *self._indices})
             return NotFound(
-                f"no exchange {exchange!r} is collected; there is {_listed(sorted(self._symbols))}"
-                + _suggested(exchange, self._symbols),
+                f"no exchange {exchange!r} is collected; there is {_listed(exchanges)}"
+                + _suggested(exchange, exchanges),
                 reason="EXCHANGE_NOT_FOUND",
                 metadata=metadata,
             )
@@ -112,6 +140,13 @@ class Catalog:
             # Something of it comes, only its description did not.
             return NotFound(
                 f"{exchange}/{symbol} is collected, but nothing describes it yet",
+                reason="INSTRUMENT_NOT_FOUND",
+                metadata=metadata,
+            )
+        if self.is_index(key):
+            return NotFound(
+                f"{exchange}/{symbol} is an index, not an instrument: it has a price and no book "
+                "or trades; ask GetLatestEvents",
                 reason="INSTRUMENT_NOT_FOUND",
                 metadata=metadata,
             )

@@ -1,8 +1,8 @@
 """Reads the broker's streams into the live state, and tells it when they are interrupted.
 
 One reader a stream, because order matters only within one. Order books begin with the oldest of
-the books' last snapshots; offers, instruments and the ledger with the last of each subject; trades
-with the newest few. So a start needs nobody's memory but the broker's.
+the books' last snapshots; trades with the newest few; everything else with the last of each
+subject. So a start needs nobody's memory but the broker's.
 """
 
 import asyncio
@@ -146,6 +146,8 @@ class Feed:
         """The trade stream."""
         self.offers = Source(names.best_bid_offer, market.on_best_bid_offer)
         """The stream of best bids and offers."""
+        self.reference = Source(names.reference, market.on_reference)
+        """The stream of every other kind of event."""
         self.instruments = Source(names.instrument, market.on_instrument)
         """The stream of instruments."""
         self.integrity = Source(names.integrity, market.on_integrity)
@@ -154,7 +156,14 @@ class Feed:
     @property
     def sources(self) -> tuple[Source, ...]:
         """All streams."""
-        return (self.order_books, self.trades, self.offers, self.instruments, self.integrity)
+        return (
+            self.order_books,
+            self.trades,
+            self.offers,
+            self.reference,
+            self.instruments,
+            self.integrity,
+        )
 
     @property
     def caught_up(self) -> bool:
@@ -168,6 +177,7 @@ class Feed:
             ("order books", self._read_order_books()),
             ("trades", self._read_trades()),
             ("best bids and offers", self._read(self.offers, last)),
+            ("reference data", self._read(self.reference, last)),
             ("instruments", self._read(self.instruments, last)),
             ("gap ledger", self._read(self.integrity, last)),
             ("heartbeats", self._listen()),

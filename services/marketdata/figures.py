@@ -69,6 +69,7 @@ class Figures:
         held.labels("trade").set_function(
             lambda: sum(trades.log.size for trades in market.trades.values())
         )
+        held.labels("other").set_function(lambda: market.kinds.log_bytes)
 
     def flush(self) -> None:
         """Bring the metrics up to what was counted."""

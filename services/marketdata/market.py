@@ -5,18 +5,20 @@ Pure: no I/O. The feed calls in with whole batches, the servicer reads.
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
+from typing import Final, Protocol
 
 from google.protobuf.message import DecodeError
 from marketprism.collector.v1 import integrity_event_pb2
-from marketprism.market.v1 import events_pb2
+from marketprism.market.v1 import common_pb2, events_pb2
 
 from services.marketdata.catalog import Catalog, Key
+from services.marketdata.event_log import EventLog
 from services.marketdata.live_book import BookLimits, LiveBook
+from services.marketdata.live_kinds import INDEX_KINDS, KIND_OF_SUBJECT, KINDS, LiveKinds
 from services.marketdata.live_trades import BROKER, COLLECTOR, LiveTrades, concerns_trades
 from services.marketdata.settings import MarketDataSettings
 from services.marketdata.tally import Tally
-from services.marketdata.wire import nanoseconds
+from services.marketdata.wire import event_item, nanoseconds
 from services.shared.log import get_logger
 
 __all__ = ["Market", "StreamMessage"]
@@ -24,6 +26,14 @@ __all__ = ["Market", "StreamMessage"]
 _SAMPLE_EVERY = 64
 _NANOS = 1_000_000_000
 _WHOLE_VENUE = "_"
+_TRADE: Final = int(common_pb2.EVENT_KIND_TRADE)
+_ORDER_BOOK: Final = int(common_pb2.EVENT_KIND_ORDER_BOOK)
+_BEST_BID_OFFER: Final = int(common_pb2.EVENT_KIND_BEST_BID_OFFER)
+_BOOK_EVENTS: Final[dict[str, Callable[[LiveBook], Callable[[bytes], None]]]] = {
+    "order_book_update": lambda book: book.on_update,
+    "order_book_snapshot": lambda book: book.on_snapshot,
+    "order_book_status": lambda book: book.on_status,
+}
 
 
 class StreamMessage(Protocol):
@@ -59,7 +69,8 @@ class Market:
         self._log = get_logger()
         self._routes: dict[str, Callable[[bytes], None] | None] = {}
         self._begin_at: dict[Key, int] = {}
-        self._offers: dict[Key, bytes] = {}
+        self._known: dict[int, dict[Key, None]] = {}
+        self._listeners: list[Callable[[int, Key], None]] = []
         self._broker_lost = ""
         self._trades_lost = ""
         self._silence: Callable[[str, str], str] = lambda _exchange, _collector_id: ""
@@ -74,6 +85,8 @@ class Market:
         """Books that something came of, or that somebody waits for."""
         self.trades: dict[Key, LiveTrades] = {}
         """Trades that something came of, or that somebody waits for."""
+        self.kinds = LiveKinds(settings.event_log, self.tally)
+        """Every other kind of event."""
 
     # ---- what the streams bring
 
@@ -109,6 +122,10 @@ class Market:
     def on_best_bid_offer(self, messages: Iterable[StreamMessage]) -> None:
         """Take a batch of the best bid and offer stream."""
         self._dispatch("best_bid_offer", messages)
+
+    def on_reference(self, messages: Iterable[StreamMessage]) -> None:
+        """Take a batch of the stream of all kinds that are told less often."""
+        self._dispatch("reference", messages)
 
     def on_instrument(self, messages: Iterable[StreamMessage]) -> None:
         """Take a batch of the instrument stream."""
@@ -188,12 +205,45 @@ class Market:
             self.catalog.check(key)
         return found or self._make_trades(key)
 
-    def best_bid_offer(self, key: Key) -> bytes | None:
-        """Give the encoded BestBidOffer of a known instrument; raises as `book` does."""
-        found = self._offers.get(key)
-        if found is None or not self.catalog.ready:
-            self.catalog.check(key)
-        return found
+    def kind_log(self, kind: int, key: Key) -> EventLog:
+        """Give the log of one kind's events, of a known instrument or index.
+
+        `kind` is an EventKind other than ORDER_BOOK, whose log is `book(key).log`. Its items are
+        ready `events` items. Hold on to the log: one that nobody holds is let go. Raises as `book`
+        does.
+        """
+        if kind == _TRADE:
+            return self.trades_of(key).log
+        self._check_kind(kind, key)
+        return self.kinds.log(kind, key)
+
+    def latest(self, kind: int, key: Key) -> list[bytes]:
+        """Give the latest of one kind as `events` items, none when nothing came.
+
+        `kind` is an EventKind other than ORDER_BOOK. Candles come one an interval, ratios one a
+        kind of them. Raises as `book` does.
+        """
+        if kind == _TRADE:
+            return self.trades_of(key).recent(1, None)[0]
+        return [event_item(KINDS[kind].field, each) for each in self.latest_payloads(kind, key)]
+
+    def latest_payloads(self, kind: int, key: Key) -> list[bytes]:
+        """Give what `latest` gives, of a kind other than TRADE, as the events' own bytes."""
+        self._check_kind(kind, key)
+        return self.kinds.latest(kind, key)
+
+    def keys(self, kind: int) -> Iterable[Key]:
+        """Give the instruments and indices that anything of an EventKind came of."""
+        return list(self._known.get(kind, ()))
+
+    def on_new(self, callback: Callable[[int, Key], None]) -> Callable[[], None]:
+        """Call `callback(kind, key)` when the first event of a kind comes of an instrument.
+
+        It is called before the event is taken, so that no event is missed by who takes the log
+        there and then. Gives what ends it. The callback must not raise.
+        """
+        self._listeners.append(callback)
+        return lambda: self._listeners.remove(callback)
 
     def tick(self, now: float) -> None:
         """Let old events go; call it about once a second, `now` is monotonic seconds."""
@@ -202,6 +252,7 @@ class Market:
             book.trim_to(book.log.age(now, settings.order_book_log.max_age_seconds))
         for trades in self.trades.values():
             trades.log.trim_to(trades.log.age(now, settings.trade_log.max_age_seconds))
+        self.kinds.tick(now)
         if now - self._swept >= settings.levels_idle_seconds:
             self._swept = now
             for book in self.books.values():
@@ -214,6 +265,7 @@ class Market:
             book.log.close()
         for trades in self.trades.values():
             trades.log.close()
+        self.kinds.close()
 
     # ---- dispatch
 
@@ -261,20 +313,30 @@ class Market:
         self._routes[subject] = route
         return route
 
-    def _route_of_kind(self, kind: str, key: Key) -> Callable[[bytes], None] | None:
-        known = kind.startswith("order_book_") or kind in ("trade", "best_bid_offer")
-        if not known or not self.catalog.add(key):
+    def _route_of_kind(self, name: str, key: Key) -> Callable[[bytes], None] | None:
+        kind = _ORDER_BOOK if name in _BOOK_EVENTS else KIND_OF_SUBJECT.get(name)
+        if kind is None:
             return None
-        if kind == "trade":
-            return (self.trades.get(key) or self._make_trades(key)).on_trade
-        if kind == "best_bid_offer":
-            return lambda payload: self._on_best_bid_offer(key, payload)
-        book = self.books.get(key) or self._make_book(key)
-        return {
-            "order_book_update": book.on_update,
-            "order_book_snapshot": book.on_snapshot,
-            "order_book_status": book.on_status,
-        }.get(kind)
+        add = self.catalog.add_index if kind in INDEX_KINDS else self.catalog.add
+        if not add(key):
+            return None
+        route: Callable[[bytes], None]
+        if kind == _TRADE:
+            route = (self.trades.get(key) or self._make_trades(key)).on_trade
+        elif kind == _ORDER_BOOK:
+            route = _BOOK_EVENTS[name](self.books.get(key) or self._make_book(key))
+        else:
+            route = self.kinds.taker(kind, key)
+        known = self._known.setdefault(kind, {})
+        if key not in known:
+            known[key] = None
+            for listener in list(self._listeners):
+                listener(kind, key)
+        return route
+
+    def _check_kind(self, kind: int, key: Key) -> None:
+        if key not in self._known.get(kind, ()) or not self.catalog.ready:
+            self.catalog.check_named(key)
 
     def _is_before_begin(self, subject: str, place: int) -> bool:
         kind, _, rest = subject.removeprefix("market.").partition(".")
@@ -287,16 +349,6 @@ class Market:
             del self._begin_at[key]
             return False
         return kind != "order_book_status"
-
-    def _on_best_bid_offer(self, key: Key, payload: bytes) -> None:
-        try:
-            offer = events_pb2.BestBidOffer.FromString(payload)
-        except DecodeError:
-            offer = None
-        if offer is None or (offer.exchange, offer.symbol) != key:
-            self.tally.malformed += 1
-        else:
-            self._offers[key] = payload
 
     def _on_instrument(self, key: Key, payload: bytes) -> None:
         if not self.catalog.describe(key, payload):

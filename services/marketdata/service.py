@@ -13,6 +13,7 @@ from services.marketdata.collectors import Rivals
 from services.marketdata.feed import Feed
 from services.marketdata.figures import Figures
 from services.marketdata.market import Market
+from services.marketdata.parts import make_parts
 from services.marketdata.servicer import SERVICE, MarketDataServicer
 from services.marketdata.settings import MarketDataSettings
 from services.shared.health import DependencyStatus
@@ -63,7 +64,7 @@ class MarketDataService(BaseService):
 
     def register(self, server: grpc.aio.Server) -> None:
         """Add MarketDataService."""
-        MarketDataServicer(self.market, self.settings.stream).add_to(server)
+        MarketDataServicer(make_parts(self.market, self.settings)).add_to(server)
 
     def dependencies(self) -> Mapping[str, DependencyStatus]:
         """Tell the state of the broker's streams and of the collectors."""

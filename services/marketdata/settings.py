@@ -52,6 +52,9 @@ class StreamNames(SettingsModel):
     best_bid_offer: str = "MARKET_BEST_BID_OFFER"
     """Best bids and offers."""
 
+    reference: str = "MARKET_REFERENCE"
+    """Tickers, candles, funding and every other kind that is told less often."""
+
     instrument: str = "MARKET_INSTRUMENT"
     """Instruments."""
 
@@ -67,6 +70,9 @@ class MarketDataSettings(SettingsModel):
 
     trade_log: LogBounds = LogBounds(max_events=16_384, max_bytes=4 * 1024 * 1024)
     """What is held of each instrument's trades for subscribers."""
+
+    event_log: LogBounds = LogBounds(max_events=1024, max_bytes=1024 * 1024)
+    """What is held of each instrument's events of any other kind, while somebody listens."""
 
     recent_trades: int = Field(default=1000, ge=1, le=100_000)
     """Trades an instrument that ListRecentTrades can give."""

@@ -26,6 +26,7 @@ from marketprism.market.v1 import market_data_service_pb2 as pb
 from marketprism.market.v1.market_data_service_pb2_grpc import MarketDataServiceStub
 
 from services.broker.server import NatsServer
+from services.marketdata.live_kinds import KIND_OF_SUBJECT
 from services.marketdata.service import MarketDataService
 from services.marketdata.settings import LogBounds, MarketDataSettings
 from services.shared.errors import MarketPrismError, from_rpc_error
@@ -140,6 +141,8 @@ async def make_streams(url: str) -> None:
     )
     await make_stream(url, "MARKET_TRADE", "market.trade.>")
     await make_stream(url, "MARKET_BEST_BID_OFFER", "market.best_bid_offer.>")
+    others = sorted(set(KIND_OF_SUBJECT) - {"trade", "best_bid_offer"})
+    await make_stream(url, "MARKET_REFERENCE", *(f"market.{name}.>" for name in others))
     await make_stream(url, "MARKET_INSTRUMENT", "market.instrument.>", max_msgs_per_subject=1)
     await make_stream(url, "MARKET_INTEGRITY", "market.integrity.>")
 

@@ -1,10 +1,11 @@
 """Dispatch: each subject's messages reach their instrument, and one bad one costs no other."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 from marketprism.collector.v1 import integrity_event_pb2
-from marketprism.market.v1 import events_pb2, instrument_pb2, order_book_pb2
+from marketprism.market.v1 import common_pb2, events_pb2, instrument_pb2, order_book_pb2
 
 from services.marketdata.market import Market
 from services.marketdata.settings import LogBounds, MarketDataSettings
@@ -13,6 +14,7 @@ from tests.unit.marketdata.truth import Collected
 
 S = order_book_pb2
 KEY = ("binance", "BTC-USDT")
+BEST_BID_OFFER = int(common_pb2.EVENT_KIND_BEST_BID_OFFER)
 
 
 @dataclass
@@ -53,7 +55,7 @@ def test_books_are_kept_by_exchange_and_symbol(market: Market) -> None:
 def test_nothing_is_served_before_everything_was_read(market: Market) -> None:
     begin(market, Collected())
     market.catalog.ready = False
-    for ask in (market.book, market.trades_of, market.best_bid_offer):
+    for ask in (market.book, market.trades_of, partial(market.latest, BEST_BID_OFFER)):
         with pytest.raises(Unavailable) as caught:
             ask(KEY)
         assert caught.value.reason == "STARTING"
@@ -204,7 +206,7 @@ def test_offers_are_the_latest_of_their_own_subject(market: Market) -> None:
     good = events_pb2.BestBidOffer(exchange="binance", symbol="BTC-USDT", bid_price="1")
     strange = events_pb2.BestBidOffer(exchange="binance", symbol="ETH-USDT", bid_price="2")
     market.on_best_bid_offer([Stored(subject, m.SerializeToString()) for m in (good, strange)])
-    assert market.best_bid_offer(KEY) == good.SerializeToString()
+    assert market.latest_payloads(BEST_BID_OFFER, KEY) == [good.SerializeToString()]
     assert market.tally.malformed == 1
 
 

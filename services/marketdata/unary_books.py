@@ -1,0 +1,96 @@
+"""Books, and what state they are in."""
+# ruff: noqa: N802 - methods are named as in the contract
+
+from typing import Final
+
+from marketprism.market.v1 import market_data_service_pb2 as pb
+from marketprism.market.v1 import order_book_pb2
+
+from services.marketdata.catalog import Key
+from services.marketdata.levels import MalformedLevelError
+from services.marketdata.live_book import LiveBook
+from services.marketdata.market import Market
+from services.marketdata.responses import metadata_of, next_page
+from services.marketdata.servicer import Context
+from services.marketdata.validators import check_batch_size, check_depth, check_states
+from services.marketdata.wire import field, varint
+from services.shared.errors import Unavailable
+from services.shared.paging import page_after, page_size, read_token
+
+__all__ = ["BookCalls"]
+
+_REQUESTED: Final = int(order_book_pb2.SNAPSHOT_REASON_REQUESTED)
+
+
+class BookCalls:
+    """Answers what is asked about books."""
+
+    def __init__(self, market: Market) -> None:
+        self._market = market
+
+    async def GetOrderBook(self, request: pb.GetOrderBookRequest, _context: Context) -> bytes:
+        """Answer one book."""
+        check_depth(request.depth)
+        return self._order_book((request.exchange, request.symbol), request.depth)
+
+    async def BatchGetOrderBooks(
+        self, request: pb.BatchGetOrderBooksRequest, _context: Context
+    ) -> bytes:
+        """Answer several books, all or none."""
+        check_batch_size(len(request.instruments))
+        check_depth(request.depth)
+        keys = [(key.exchange, key.symbol) for key in request.instruments]
+        return b"".join(field(1, self._order_book(key, request.depth)) for key in keys)
+
+    async def GetOrderBookStatus(
+        self, request: pb.GetOrderBookStatusRequest, _context: Context
+    ) -> bytes:
+        """Answer the state of one book."""
+        book = self._market.book((request.exchange, request.symbol))
+        return field(1, book.status().SerializeToString())
+
+    async def ListOrderBookStatuses(
+        self, request: pb.ListOrderBookStatusesRequest, _context: Context
+    ) -> bytes:
+        """Answer the states of all books that something came of."""
+        check_states(request.states)
+        self._market.catalog.check_ready()
+        size = page_size(request.page_size)
+        states = frozenset(request.states)
+        scope = ("statuses", request.exchange, sorted(states))
+        place = read_token(request.page_token, scope)
+        found = sorted(
+            (key, book)
+            for key, book in self._market.books.items()
+            if book.heard_of
+            and request.exchange in ("", book.exchange)
+            and (not states or book.state in states)
+        )
+        page, next_place = page_after(found, place, size)
+        return b"".join(field(1, book.status().SerializeToString()) for book in page) + next_page(
+            scope, next_place
+        )
+
+    def _order_book(self, key: Key, depth: int) -> bytes:
+        book = self._market.book(key)
+        if not book.has_levels:
+            raise _not_ready(book)
+        try:
+            snapshot = book.order_book(depth, _REQUESTED)
+        except MalformedLevelError:
+            raise _not_ready(book) from None
+        status = book.status().SerializeToString()
+        age = book.age_ms()
+        return field(1, snapshot) + field(2, status) + (b"\x18" + varint(age) if age else b"")
+
+
+def _not_ready(book: LiveBook) -> Unavailable:
+    status = book.status()
+    state = order_book_pb2.OrderBookState.Name(status.state)
+    return Unavailable(
+        f"the book of {book.exchange}/{book.symbol} is not in step yet ({status.detail}); try "
+        "again in a moment",
+        reason="ORDER_BOOK_NOT_READY",
+        metadata={**metadata_of((book.exchange, book.symbol)), "state": state},
+        retry_after=1.0,
+    )

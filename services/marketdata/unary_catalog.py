@@ -1,0 +1,42 @@
+"""Which venues, symbols and instruments there are."""
+# ruff: noqa: N802 - methods are named as in the contract
+
+from marketprism.market.v1 import market_data_service_pb2 as pb
+
+from services.marketdata.market import Market
+from services.marketdata.responses import next_page
+from services.marketdata.servicer import Context
+from services.marketdata.validators import check_instrument_kind
+from services.marketdata.wire import field
+from services.shared.paging import page_after, page_size, read_token
+
+__all__ = ["CatalogCalls"]
+
+
+class CatalogCalls:
+    """Answers what is asked about instruments."""
+
+    def __init__(self, market: Market) -> None:
+        self._market = market
+
+    async def GetInstrument(self, request: pb.GetInstrumentRequest, _context: Context) -> bytes:
+        """Answer one instrument."""
+        return field(1, self._market.catalog.payload((request.exchange, request.symbol)))
+
+    async def ListInstruments(self, request: pb.ListInstrumentsRequest, _context: Context) -> bytes:
+        """Answer the instruments that a filter takes."""
+        size = page_size(request.page_size)
+        check_instrument_kind(request.kind)
+        self._market.catalog.check_ready()
+        scope = ("instruments", request.exchange, request.kind, request.base, request.quote)
+        place = read_token(request.page_token, scope)
+        found = (
+            (key, payload)
+            for key, instrument, payload in self._market.catalog.described()
+            if request.exchange in ("", instrument.exchange)
+            and request.kind in (0, instrument.kind)
+            and request.base in ("", instrument.base)
+            and request.quote in ("", instrument.quote)
+        )
+        page, next_place = page_after(found, place, size)
+        return b"".join(field(1, payload) for payload in page) + next_page(scope, next_place)
