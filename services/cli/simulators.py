@@ -30,7 +30,11 @@ _SHARED_WEIGHT = ("binance_usdm", "binance_coinm")
 """Venues which count the requests of an address together."""
 
 
-_LISTINGS = (("/exchangeInfo", "symbols", "symbol"), ("/instruments", "data", "instId"))
+_LISTINGS = (
+    ("/exchangeInfo", "symbols", "symbol"),
+    ("/instruments", "data", "instId"),
+    ("/get_instruments", "result", "instrument_name"),
+)
 """Lists of instruments: end of the path, key of the list, key of the venue's name in an entry."""
 
 

@@ -92,12 +92,15 @@ def test_a_capture_is_played_at_its_pace_unless_told_otherwise(capture: Path) ->
     assert command[-1] == "binance=9300"
 
 
-def test_the_venue_of_a_capture_is_told_by_its_urls(tmp_path: Path) -> None:
-    path = write_capture(tmp_path / "okx.jsonl", LOCAL_URL, OKX_URL, OKX_URL)
-    assert captured_exchanges(path) == ["okx"]
+@pytest.mark.parametrize(("url", "exchange"), [(OKX_URL, "okx"), (DERIBIT_URL, "deribit")])
+def test_the_venue_of_a_capture_is_told_by_its_urls(
+    tmp_path: Path, url: str, exchange: str
+) -> None:
+    path = write_capture(tmp_path / "x.jsonl", LOCAL_URL, url, url)
+    assert captured_exchanges(path) == [exchange]
     venue = choose_venue(capture=path)
     assert venue is not None
-    assert venue.exchanges == ("okx",)
+    assert venue.exchanges == (exchange,)
 
 
 def test_a_capture_of_local_addresses_is_of_the_venue_that_is_named(tmp_path: Path) -> None:
@@ -115,7 +118,6 @@ def test_a_capture_of_local_addresses_is_of_the_venue_that_is_named(tmp_path: Pa
         ((SPOT_URL, OKX_URL), (), "expected a recording of one venue, .* is of binance, okx"),
         ((OKX_URL,), ("binance",), "are of okx, got binance"),
         ((OKX_URL,), ("okx", "binance"), "expected the one venue"),
-        ((DERIBIT_URL,), (), "is of deribit, whose recordings"),
     ],
 )
 def test_a_capture_that_no_simulated_venue_can_play_is_told(
