@@ -7,10 +7,18 @@ holds no memory: its place falls off the end of the bounded log, and it is told.
 import asyncio
 from bisect import bisect_right
 from collections import deque
+from typing import Protocol
 
-__all__ = ["Cursor", "EventLog"]
+__all__ = ["Cursor", "EventLog", "Watcher"]
 
 _COMPACT_AT = 512
+
+
+class Watcher(Protocol):
+    """Who reads several logs, and is told of one at a time that it has more."""
+
+    def wake(self) -> None:
+        """Note that the log has another item, or is closed; must neither raise nor read it yet."""
 
 
 class EventLog:
@@ -34,6 +42,7 @@ class EventLog:
         "_starts",
         "_total",
         "_waiting",
+        "_watchers",
         "end",
         "first",
         "floor",
@@ -54,6 +63,8 @@ class EventLog:
         self._start = 0
         self._dead = 0
         self._waiting: set[asyncio.Future[bool]] = set()
+        # A dict keeps the order in which they came, so that nobody is always the last.
+        self._watchers: dict[Watcher, None] = {}
         self._closed = False
         self._joined_from = self._joined_to = -1
         self._joined = b""
@@ -77,7 +88,7 @@ class EventLog:
     @property
     def waiting(self) -> int:
         """Subscribers that have everything and wait for more."""
-        return len(self._waiting)
+        return len(self._waiting) + len(self._watchers)
 
     def append(self, item: bytes, mark: int = 0) -> None:
         """Add an item, wake who waits, and let the oldest go when the log is over its bounds."""
@@ -91,6 +102,8 @@ class EventLog:
             self._trim_to_bounds()
         if self._waiting:
             self._wake(True)
+        if self._watchers:
+            self._wake_watchers()
 
     def trim_to(self, position: int) -> None:
         """Let everything before `position` go."""
@@ -138,8 +151,10 @@ class EventLog:
         end = self.end
         if position == end - 1:
             return self._items[-1], end
-        if position == self._joined_from and (
-            self._joined_to == end or len(self._joined) >= max_bytes // 2
+        if (
+            position == self._joined_from
+            and len(self._joined) <= max_bytes
+            and (self._joined_to == end or len(self._joined) >= max_bytes // 2)
         ):
             # Subscribers that are behind are mostly behind by the same.
             return self._joined, self._joined_to
@@ -152,10 +167,23 @@ class EventLog:
         self._joined_from, self._joined_to, self._joined = position, stop + self._start, joined
         return joined, self._joined_to
 
+    def size_at(self, position: int) -> int:
+        """Give the bytes of one item that is held."""
+        return len(self._items[position - self._start])
+
     def close(self) -> None:
         """Say that no item follows, and wake who waits."""
         self._closed = True
         self._wake(False)
+        self._wake_watchers()
+
+    def watch(self, watcher: Watcher) -> None:
+        """Wake `watcher` once, at the next item or at the end; then it has to be given again."""
+        self._watchers[watcher] = None
+
+    def unwatch(self, watcher: Watcher) -> None:
+        """Wake `watcher` no more."""
+        self._watchers.pop(watcher, None)
 
     def wait(self) -> "asyncio.Future[bool]":
         """Give a future that ends with True at the next item; hand it back with `end_wait`."""
@@ -173,6 +201,11 @@ class EventLog:
         for future in waiting:
             if not future.done():
                 future.set_result(value)
+
+    def _wake_watchers(self) -> None:
+        watchers, self._watchers = self._watchers, {}
+        for watcher in watchers:
+            watcher.wake()
 
     def _trim_to_bounds(self) -> None:
         while self.end - self.first > 1 and (

@@ -165,6 +165,7 @@ def stream_status_item(
     dropped_events: int = 0,
     exchange: str = "",
     symbol: str = "",
+    subscription_id: str = "",
 ) -> bytes:
     """Encode an `events` item with a StreamStatus; `now` is nanoseconds since 1970."""
     status = market_event_pb2.StreamStatus(
@@ -175,5 +176,6 @@ def stream_status_item(
         dropped_events=dropped_events,
         exchange=exchange,
         symbol=symbol,
+        subscription_id=subscription_id,
     )
     return event_item(STREAM_STATUS, status.SerializeToString())
