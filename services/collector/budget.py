@@ -48,10 +48,11 @@ class RequestBudget:
     """Request weight of one pool of a venue's and one IP address, counted a window at a time.
 
     `limit` is what we allow ourselves in a window of `window_seconds`, `used` the larger of our
-    count and the venue's own in the running one. Polls may use `share` of the limit, so that
-    there is always something left for a snapshot. Who waits is served by priority, and within one
-    in the order of asking; nobody passes somebody more urgent, however cheap the request. A request
-    dearer than all there is goes alone.
+    count and the venue's own in the running one. Polls may use `share` of the limit, missed trades
+    and polls together `repair_share`, so that there is always something left for a snapshot: a
+    venue that comes back after an outage leaves a hole in every instrument's trades. Who waits is
+    served by priority, and within one in the order of asking; nobody passes somebody more urgent,
+    however cheap the request. A request dearer than all there is goes alone.
 
     Two clocks. `clock` is the system's, seconds since 1970: venues begin their windows with the
     minute of theirs, and both are kept right by time servers. `monotonic` measures what has to pass
@@ -68,12 +69,14 @@ class RequestBudget:
         name: str = "",
         window_seconds: float = _WINDOW,
         share: float = 0.5,
+        repair_share: float = 0.7,
         monotonic: Callable[[], float] | None = None,
     ) -> None:
         self.limit = limit
         self.name = name
         self.window_seconds = window_seconds
         self.share = share
+        self.repair_share = repair_share
         self.requests = 0
         self.rate_limited = 0
         self._clock = clock or time.time
@@ -85,6 +88,7 @@ class RequestBudget:
         self._stepped = False
         self._used = 0
         self._used_by_polls = 0
+        self._used_by_history = 0
         self._waiters: list[_Waiter] = []
         self._orders = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
@@ -120,9 +124,8 @@ class RequestBudget:
         self._roll()
         if seconds := self.blocked_seconds:
             return seconds
-        polls = self._used_by_polls
-        if (self._used and self._used + weight > self.limit) or (
-            priority == Priority.POLL and polls and polls + weight > self.limit * self.share
+        if (self._used and self._used + weight > self.limit) or self._beyond_share(
+            weight, priority
         ):
             return self._window_seconds_left()
         return 0.0
@@ -178,6 +181,23 @@ class RequestBudget:
 
     # Inside
 
+    def _beyond_share(self, weight: int, priority: Priority) -> bool:
+        if priority == Priority.SNAPSHOT:
+            return False
+        polls, repairs = self._used_by_polls, self._used_by_polls + self._used_by_history
+        if repairs and repairs + weight > self.limit * self.repair_share:
+            return True
+        return bool(
+            priority == Priority.POLL and polls and polls + weight > self.limit * self.share
+        )
+
+    def _count(self, priority: int, weight: int) -> None:
+        self._used = max(self._used + weight, 0)
+        if priority == Priority.POLL:
+            self._used_by_polls = max(self._used_by_polls + weight, 0)
+        elif priority == Priority.HISTORY:
+            self._used_by_history = max(self._used_by_history + weight, 0)
+
     def _serve(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
@@ -193,9 +213,7 @@ class RequestBudget:
                 return
             heapq.heappop(self._waiters)
             self.requests += 1
-            self._used += waiter.weight
-            if waiter.priority == Priority.POLL:
-                self._used_by_polls += waiter.weight
+            self._count(waiter.priority, waiter.weight)
             waiter.future.set_result(self._window)
 
     def _give_back(self, waiter: _Waiter) -> None:
@@ -203,9 +221,7 @@ class RequestBudget:
         self.requests -= 1
         self._roll()
         if waiter.future.result() == self._window:
-            self._used = max(self._used - waiter.weight, 0)
-            if waiter.priority == Priority.POLL:
-                self._used_by_polls = max(self._used_by_polls - waiter.weight, 0)
+            self._count(waiter.priority, -waiter.weight)
 
     def _window_seconds_left(self) -> float:
         return (self._window + 1) * self.window_seconds - self._seen_clock
@@ -225,7 +241,7 @@ class RequestBudget:
             return
         self._stepped = False
         self._window_begin = passed
-        self._used = self._used_by_polls = 0
+        self._used = self._used_by_polls = self._used_by_history = 0
 
 
 class BudgetPools:

@@ -89,7 +89,8 @@ class QuietWatch:
                 key = (connection.connection_id, name)
                 # Remembered while it is subscribed to anew, for the patience to be had then.
                 alive.add(key)
-                if topic.state is TopicState.ACTIVE:
+                # What a connection that is down does not bring is told by its end.
+                if topic.state is TopicState.ACTIVE and connection.open_time:
                     self._look_at(connection, key, topic, limit, now)
         for key in self._watched.keys() - alive:
             del self._watched[key]

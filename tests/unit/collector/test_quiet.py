@@ -23,6 +23,7 @@ class Connection:
 
     def __init__(self, name: str, *subscriptions: Subscription) -> None:
         self.connection_id = name
+        self.open_time = 1
         self.topics = SimpleNamespace(
             topics={each.topic: Topic(each, TopicState.ACTIVE, since=0.0) for each in subscriptions}
         )
@@ -245,6 +246,15 @@ def test_what_is_not_acknowledged_is_not_waited_for() -> None:
     bench = Bench(one)
     bench.wait(100.0)
     assert one.renewed == [], "the connection itself sees to that"
+
+
+def test_a_connection_that_is_down_is_not_waited_for() -> None:
+    one = Connection("c", ticker(), book())
+    bench = Bench(one)
+    bench.wait(5.0)
+    one.open_time = 0
+    bench.wait(100.0)
+    assert (one.renewed, bench.silences, bench.looks) == ([], [], [])
 
 
 def test_each_of_two_connections_has_to_speak() -> None:
