@@ -67,6 +67,10 @@ class Catalog:
         self._index_count += 1
         return True
 
+    def is_instrument(self, key: Key) -> bool:
+        """Tell whether a name is an instrument of its venue."""
+        return key in self
+
     def is_index(self, key: Key) -> bool:
         """Tell whether a name is an index of its venue; an instrument may have the same name."""
         return key[1] in self._indices.get(key[0], ())
@@ -107,6 +111,15 @@ class Catalog:
         if not self.ready or (exchange not in self._symbols and exchange not in self._indices):
             raise self.not_found((exchange, ""))
 
+    @property
+    def exchanges(self) -> list[str]:
+        """Every venue that something is known of, in order."""
+        return sorted({*self._symbols, *self._indices})
+
+    def count(self, exchange: str) -> int:
+        """Give the number of instruments known of a venue."""
+        return len(self._symbols.get(exchange, ()))
+
     def check_ready(self) -> None:
         """Raise `Unavailable` while what the broker held at the start is still being read."""
         if not self.ready:
@@ -123,16 +136,15 @@ class Catalog:
         """Make the error about an instrument that is not known."""
         exchange, symbol = key
         metadata = {"exchange": exchange, "symbol": symbol}
-        if not self.ready or not self._symbols:
+        if not self.ready or not self.exchanges:
             if not self.ready:
                 return _starting(_STILL_READING, metadata)
             return _starting(f"{exchange}/{symbol} is not known, and {_NO_COLLECTOR}", metadata)
         symbols = self._symbols.get(exchange, set())
         if not symbols and exchange not in self._indices:
-            exchanges = sorted({*self._symbols, *self._indices})
             return NotFound(
-                f"no exchange {exchange!r} is collected; there is {_listed(exchanges)}"
-                + _suggested(exchange, exchanges),
+                f"no exchange {exchange!r} is collected; there is {_listed(self.exchanges)}"
+                + _suggested(exchange, self.exchanges),
                 reason="EXCHANGE_NOT_FOUND",
                 metadata=metadata,
             )
@@ -150,7 +162,8 @@ class Catalog:
                 reason="INSTRUMENT_NOT_FOUND",
                 metadata=metadata,
             )
-        hint = _suggested(symbol, symbols) or f"; it has {len(symbols)}, see ListInstruments"
+        names = (*symbols, *self._indices.get(exchange, ()))
+        hint = _suggested(symbol, names) or f"; it has {len(symbols)}, see ListInstruments"
         return NotFound(
             f"{exchange} has no instrument {symbol!r}{hint}",
             reason="INSTRUMENT_NOT_FOUND",

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from marketprism.market.v1 import order_book_pb2
+from marketprism.market.v1 import market_data_service_pb2, order_book_pb2
 
 from services.marketdata.tally import Tally
 from services.shared.telemetry import Metrics
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 __all__ = ["Figures"]
 
 _COUNTED = {
+    "updates": "Updates that continued their book.",
+    "snapshots": "Snapshots that were taken.",
     "malformed": "Messages that are not what their subject says.",
     "duplicates": "Updates and snapshots that were held already.",
     "old_epoch": "Updates and statuses of an epoch before the present one.",
@@ -24,6 +26,8 @@ _COUNTED = {
     "deliveries": "Events sent to subscribers.",
     "dropped": "Events left out for subscribers who read too slowly.",
 }
+_STREAM_LABELS = ("grpc_service", "grpc_method", "grpc_type")
+_SERVICE = market_data_service_pb2.DESCRIPTOR.services_by_name["MarketDataService"].full_name
 _FAST = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
 
@@ -40,12 +44,15 @@ class Figures:
         }
         self._flushed = dict.fromkeys(_COUNTED, 0)
         self._events_flushed: dict[str, int] = {}
+        # The gauge is the interceptor's: the same one for the same name and labels.
+        self._streams = metrics.gauge("grpc_streams_open", "Streams in progress.", _STREAM_LABELS)
         self.tally = Tally(
+            open_streams=self._open_streams,
             put_together=metrics.histogram(
                 "marketdata_put_together_seconds",
                 "Time to bring a book's levels forward and encode them.",
                 buckets=_FAST,
-            ).observe
+            ).observe,
         )
         """What the hot path counts into."""
         self.observe_lag = metrics.histogram(
@@ -70,6 +77,12 @@ class Figures:
             lambda: sum(trades.log.size for trades in market.trades.values())
         )
         held.labels("other").set_function(lambda: market.kinds.log_bytes)
+
+    def _open_streams(self) -> int:
+        samples = (sample for metric in self._streams.collect() for sample in metric.samples)
+        return sum(
+            int(sample.value) for sample in samples if sample.labels.get("grpc_service") == _SERVICE
+        )
 
     def flush(self) -> None:
         """Bring the metrics up to what was counted."""

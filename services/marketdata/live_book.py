@@ -176,6 +176,7 @@ class LiveBook:
             self._end_gap()
         if self._synced_is_implied:
             self._imply_synced()
+        self._tally.updates += 1
         self._sequence = sequence
         self._venue_sequence = update.venue_sequence
         self._receive_time = nanoseconds(update.receive_time)
@@ -196,6 +197,7 @@ class LiveBook:
         if known and (snapshot.epoch, snapshot.sequence) < (self._epoch, self._sequence):
             self._tally.duplicates += 1
             return
+        self._tally.snapshots += 1
         begins = not known or snapshot.epoch != self._epoch
         if begins or snapshot.sequence != self._sequence:
             if not begins:

@@ -70,6 +70,7 @@ class Market:
         self._routes: dict[str, Callable[[bytes], None] | None] = {}
         self._begin_at: dict[Key, int] = {}
         self._known: dict[int, dict[Key, None]] = {}
+        self._kinds_of: dict[str, set[int]] = {}
         self._listeners: list[Callable[[int, Key], None]] = []
         self._broker_lost = ""
         self._trades_lost = ""
@@ -77,6 +78,8 @@ class Market:
         self._unsampled = 0
         self._closed = False
         self._swept = 0.0
+        self.start_time = clock()
+        """When it was made, nanoseconds since 1970."""
         self.tally = tally or Tally()
         """What was counted."""
         self.catalog = Catalog(settings.max_instruments)
@@ -236,6 +239,14 @@ class Market:
         """Give the instruments and indices that anything of an EventKind came of."""
         return list(self._known.get(kind, ()))
 
+    def now(self) -> int:
+        """Give the time by its clock, nanoseconds since 1970."""
+        return self._clock()
+
+    def kinds_of(self, exchange: str) -> list[int]:
+        """Give the EventKinds that anything of a venue came of, in order."""
+        return sorted(self._kinds_of.get(exchange, ()))
+
     def on_new(self, callback: Callable[[int, Key], None]) -> Callable[[], None]:
         """Call `callback(kind, key)` when the first event of a kind comes of an instrument.
 
@@ -330,6 +341,7 @@ class Market:
         known = self._known.setdefault(kind, {})
         if key not in known:
             known[key] = None
+            self._kinds_of.setdefault(key[0], set()).add(kind)
             for listener in list(self._listeners):
                 listener(kind, key)
         return route

@@ -13,6 +13,12 @@ class Tally:
     events: dict[str, int] = field(default_factory=dict)
     """Messages from the broker by kind."""
 
+    updates: int = 0
+    """Updates that continued their book."""
+
+    snapshots: int = 0
+    """Snapshots that were taken."""
+
     malformed: int = 0
     """Messages that are not what their subject says."""
 
@@ -45,6 +51,9 @@ class Tally:
 
     dropped: int = 0
     """Events left out for subscribers who read too slowly."""
+
+    open_streams: Callable[[], int] = lambda: 0
+    """Gives the number of subscribers' streams that are open."""
 
     put_together: Callable[[float], None] = lambda _seconds: None
     """Called with the seconds that it took to put a book together."""

@@ -3,10 +3,15 @@
 Each raises `InvalidArgument` with a violation that names the field.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from google.protobuf.duration_pb2 import Duration
-from marketprism.market.v1 import instrument_pb2, market_data_service_pb2, order_book_pb2
+from marketprism.market.v1 import (
+    common_pb2,
+    instrument_pb2,
+    market_data_service_pb2,
+    order_book_pb2,
+)
 
 from services.shared.errors import FieldViolation, InvalidArgument
 
@@ -14,6 +19,7 @@ __all__ = [
     "MAX_DEPTH",
     "check_batch_size",
     "check_depth",
+    "check_event_kinds",
     "check_instrument_kind",
     "check_states",
     "heartbeat_seconds",
@@ -38,6 +44,20 @@ def check_batch_size(count: int) -> None:
     """Check the number of books of one call: 1 to 100."""
     if count > _MAX_BATCH:
         raise _invalid("instruments", f"expected 1 to {_MAX_BATCH} instruments", count)
+
+
+def check_event_kinds(kinds: Sequence[int]) -> None:
+    """Check the kinds of a filter: each one that exists, is a single message, and not a book's."""
+    known = common_pb2.EventKind.DESCRIPTOR.values_by_number
+    single = [n for n in known if n not in (0, common_pb2.EVENT_KIND_ORDER_BOOK)]
+    for index, kind in enumerate(kinds):
+        if kind == common_pb2.EVENT_KIND_ORDER_BOOK:
+            raise _invalid(
+                f"kinds[{index}]", "expected a kind other than books, which GetOrderBook has", kind
+            )
+        if kind not in single:
+            names = ", ".join(known[number].name for number in single)
+            raise _invalid(f"kinds[{index}]", f"expected one of {names}", kind)
 
 
 def check_states(states: Iterable[int]) -> None:
