@@ -30,6 +30,7 @@ from services.shared.decimals import canonical_decimal
 from services.shared.jetstream import Message, StartAt, StreamReader
 from services.shared.settings import MeshSettings, NatsSettings, ServiceSettings
 from services.simulator.generated import GeneratedMarket, GeneratedSettings
+from services.simulator.instrument import SymbolSpec
 from services.simulator.market import Trade, UpdateIdUnavailableError
 from services.simulator.server import SimulatedVenue
 from services.simulator.venues import VENUES, generated_market
@@ -205,9 +206,9 @@ class Followers:
             for stream, handler in handlers.items()
         ]
 
-    def follow(self, native: str, symbol: str) -> None:
-        """Follow the book of an instrument that the venue lists."""
-        spec = self.market.symbols[native]
+    def follow(self, native: str, symbol: str, spec: SymbolSpec | None = None) -> None:
+        """Follow the book of an instrument that the venue lists, or `spec` that it will list."""
+        spec = spec or self.market.symbols[native]
         self._sizes[native] = Decimal(spec.contract_size * spec.multiplier) / 10**16
         self.books[symbol] = FollowedBook(native)
 
