@@ -32,10 +32,10 @@ lock: $(VENV)/.dev ## Resolve pyproject.toml into requirements*.lock
 	PATH=$(CURDIR)/$(BIN):$$PATH sh tools/lock.sh
 
 .PHONY: demo up test test-unit lint format gen bench clean
-demo: $(VENV)/.run ## The whole mesh against a simulated venue, until Ctrl-C (ARGS="--mode full", ...)
+demo: $(VENV)/.run ## The whole mesh against simulated venues, until Ctrl-C (ARGS="--exchanges okx", ...)
 	@exec $(BIN)/marketprism up --simulated $(ARGS)
 
-up: $(VENV)/.run ## The whole mesh against the live venues, until Ctrl-C (ARGS=...)
+up: $(VENV)/.run ## The whole mesh against the live venues, until Ctrl-C (ARGS="--exchanges okx", ...)
 	@exec $(BIN)/marketprism up $(ARGS)
 
 test: $(VENV)/.dev ## Everything that is checked: lint, types, contracts, all tests (PYTEST_ARGS=...)
