@@ -141,6 +141,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the suite; 0 when everything is as it must be, 1 when not, 2 for a bad command line."""
     parser = _parser()
     given = parser.parse_args(arguments)
+    for name in ("repeat", "jobs", "compare_every"):
+        if getattr(given, name) < 1:
+            parser.error(f"--{name.replace('_', '-')}: expected at least 1")
     jobs = plan(given.only, fast=given.fast)
     if given.list:
         for job in jobs:

@@ -1,6 +1,7 @@
 """Cases about the list of instruments: one appears, one ends, one changes, all while running."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from decimal import Decimal
 
@@ -17,6 +18,8 @@ _SECONDS = 30.0
 async def listed(scene: Scene) -> None:
     """List an instrument: its book must come into step and equal the truth; then end it."""
     symbol = await _list_one(scene)
+    scene.took = time.monotonic() - scene.struck_at
+    scene.seen.append("instrument TRADING")
     follower = scene.rig.follower
     book = follower.books[symbol]
     before = book.updates
@@ -29,12 +32,14 @@ async def listed(scene: Scene) -> None:
 async def expired(scene: Scene) -> None:
     """End an instrument: its book must say that it is no more, and its description too."""
     symbol = await _list_one(scene)
-    began = scene.struck_at
+    began = time.monotonic()
     await _end_one(scene, symbol)
-    scene.struck_at = max(scene.struck_at, began)
+    scene.took = time.monotonic() - began
+    scene.seen.append("instrument EXPIRED")
     told = {f"{entry.kind}:{entry.cause}" for entry in scene.entries(symbol)}
     if "HANDED_OVER:INSTRUMENT_CHANGED" not in told:
         raise Missed(f"the ledger does not tell the end of {symbol}, only {sorted(told)}")
+    scene.seen.append("HANDED_OVER:INSTRUMENT_CHANGED")
 
 
 async def tick(scene: Scene) -> None:
@@ -51,6 +56,8 @@ async def tick(scene: Scene) -> None:
 
     if not await until(told, _SECONDS):
         raise Missed(f"within {_SECONDS:g} s the tick of {scene.symbol} was not told as {wanted}")
+    scene.took = time.monotonic() - scene.struck_at
+    scene.seen.append("instrument with the new tick")
 
 
 async def _list_one(scene: Scene) -> str:

@@ -4,7 +4,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from services.shared.ports import free_port
 from services.shared.probes import tcp_ready
 from services.shared.process import ChildProcess
 
-__all__ = ["PROFILES", "CollectorPlan", "Profile", "collector_process"]
+__all__ = ["PROFILES", "CollectorPlan", "Profile", "collector_process", "into"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,6 @@ def collector_process(plan: CollectorPlan, command: str = "") -> ChildProcess:
     variable CONFORMANCE_PLAN names.
     """
     plan.directory.mkdir(parents=True, exist_ok=True)
-    log = (plan.directory / "collector.log").open("a", encoding="utf-8", buffering=1)
     env: dict[str, str] = {}
     if command:
         words = shlex.split(command)
@@ -111,9 +110,6 @@ def collector_process(plan: CollectorPlan, command: str = "") -> ChildProcess:
         paths = [str(root), str(root / "gen/python"), os.environ.get("PYTHONPATH", "")]
         env["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
 
-    def write(line: str) -> None:
-        log.write(line + "\n")
-
     return ChildProcess(
         f"collector of {plan.facts.name}",
         words,
@@ -122,8 +118,18 @@ def collector_process(plan: CollectorPlan, command: str = "") -> ChildProcess:
         ready_seconds=60,
         stop_seconds=15,
         restart=None,
-        on_line=write,
+        on_line=into(plan.directory / "collector.log"),
     )
+
+
+def into(file: Path) -> Callable[[str], None]:
+    """Give what writes lines behind those that a file has."""
+
+    def write(line: str) -> None:
+        with file.open("a", encoding="utf-8") as log:
+            log.write(line + "\n")
+
+    return write
 
 
 def _described(plan: CollectorPlan) -> dict[str, Any]:

@@ -132,13 +132,14 @@ class Follower:
         if book.has_book and book.state in ("SYNCED", "STALE"):
             self.comparer.hand_in(book.moment())
 
-    @property
-    def breaches(self) -> list[str]:
-        """What broke the contract so far."""
-        found = [f"{book.symbol}: {each}" for book in self.books.values() for each in book.breaches]
-        return found + [
-            f"{symbol}: {each}" for symbol, tape in self.trades.items() for each in tape.breaches
-        ]
+    def take_breaches(self) -> list[str]:
+        """Give what broke the contract since the last time."""
+        found = []
+        for kept in (self.books, self.trades):
+            for symbol, one in kept.items():
+                found += [f"{symbol}: {each}" for each in one.breaches]
+                one.breaches.clear()
+        return found
 
     # Inside
 

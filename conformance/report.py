@@ -60,7 +60,9 @@ def _cell(runs: Sequence[Outcome]) -> str:
         middle, longest = times[len(times) // 2], times[-1]
         told = f"{middle:.2f}" if len(times) == 1 else f"{middle:.2f} / {longest:.2f}"
         parts.append(f"{told} s")
-    parts.append(f"{max(run.requests for run in runs)} REST")
+    if requests := max(run.requests for run in runs):
+        weight = max(run.weight for run in runs)
+        parts.append(f"{requests} REST" + (f" ({weight})" if weight > requests else ""))
     if any(not run.passed for run in runs):
         parts.append(f"**{sum(not run.passed for run in runs)} of {len(runs)} FAILED**")
     return "; ".join(parts)

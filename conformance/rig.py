@@ -15,7 +15,7 @@ from marketprism.collector.v1 import collector_service_pb2 as pb
 from marketprism.collector.v1 import collector_service_pb2_grpc as pb_grpc
 from marketprism.market.v1 import order_book_pb2 as book_pb
 
-from conformance.collectors import PROFILES, CollectorPlan, Profile, collector_process
+from conformance.collectors import PROFILES, CollectorPlan, Profile, collector_process, into
 from conformance.follower import Follower, until
 from conformance.simulated import SimulatedVenueClient
 from conformance.venues import VenueFacts
@@ -220,11 +220,7 @@ def _simulator(
     ]  # fmt: skip
     for name, value in profile.simulator.items():
         words += ["--set", f"{name}={value}"]
-    log = (directory / "simulator.log").open("a", encoding="utf-8", buffering=1)
     paths = [str(_ROOT), str(_ROOT / "gen/python"), os.environ.get("PYTHONPATH", "")]
-
-    def write(line: str) -> None:
-        log.write(line + "\n")
 
     return ChildProcess(
         f"simulated {facts.name}",
@@ -233,5 +229,5 @@ def _simulator(
         ready=lambda: http_ready(f"http://127.0.0.1:{port}/sim/stats"),
         ready_seconds=60,
         restart=None,
-        on_line=write,
+        on_line=into(directory / "simulator.log"),
     )

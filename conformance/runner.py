@@ -103,6 +103,7 @@ async def run_case(rig: Rig, case: Case, symbol: str) -> Outcome:
         before = _Before(rig)
         await case.inject(scene)
         await rig.venue.clear()
+        outcome.detected += scene.seen
         await _expect(scene, case, outcome)
         await _recover(scene, case, outcome)
         await _settle(scene, outcome, before)
@@ -122,8 +123,9 @@ async def run_case(rig: Rig, case: Case, symbol: str) -> Outcome:
             outcome.missed.append(str(error))
     await follower.comparer.settle()
     outcome.compared = follower.comparer.compared - before.compared
-    outcome.wrong = follower.comparer.wrong[before.wrong :]
-    outcome.breaches += follower.breaches[before.breaches :]
+    # What was found since the last case ended is told by this one, so that nothing is left out.
+    outcome.wrong = follower.comparer.take_wrong()
+    outcome.breaches += follower.take_breaches()
     outcome.breaches += _disturbed(scene, case)
     outcome.seconds = time.monotonic() - started
     return outcome
@@ -135,12 +137,9 @@ class _Before:
     def __init__(self, rig: Rig) -> None:
         follower = rig.follower
         self.compared = follower.comparer.compared
-        self.wrong = len(follower.comparer.wrong)
-        self.breaches = len(follower.breaches)
         self.updates = {symbol: follower.books[symbol].updates for symbol in rig.natives}
         self.missing = {symbol: set(follower.trades[symbol].missing) for symbol in rig.natives}
         self.backfilled = sum(follower.trades[symbol].backfilled for symbol in rig.natives)
-        self.told = dict(follower.told)
 
 
 def _all_in_step(rig: Rig) -> bool:
@@ -194,6 +193,9 @@ async def _recover(scene: Scene, case: Case, outcome: Outcome) -> None:
             f"{', '.join(late)}: not in step beyond the fault within {case.recover_seconds:g} s; "
             f"{late[0]} is {rig.follower.books[late[0]].state}, told were {_summary(scene)}"
         )
+    if scene.took is not None:
+        outcome.recover_seconds = scene.took
+        return
     if case.speaks:
         await _speaks(scene, case, outcome)
         return

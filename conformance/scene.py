@@ -34,8 +34,10 @@ class Scene:
     """By symbol whose ids began again, where they ended before."""
     trades_at: dict[str, int] = field(default_factory=dict)
     """By symbol, the venue's newest trade when the fault happened."""
-    notes: list[str] = field(default_factory=list)
-    """What else was seen, for the report."""
+    seen: list[str] = field(default_factory=list)
+    """What a case waited for by itself and found, for the report."""
+    took: float | None = None
+    """Seconds until it was as it should be, where a case measures that by itself."""
     _entries: int = 0
     _said: dict[str, int] = field(default_factory=dict)
     _epochs: dict[str, int] = field(default_factory=dict)

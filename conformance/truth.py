@@ -40,6 +40,11 @@ class Comparer:
         except asyncio.QueueFull:
             self.skipped += 1
 
+    def take_wrong(self) -> list[str]:
+        """Give the books that were wrong since the last time."""
+        wrong, self.wrong = self.wrong, []
+        return wrong
+
     async def settle(self) -> None:
         """Wait until everything handed in is compared."""
         await self._waiting.join()
