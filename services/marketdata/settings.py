@@ -4,7 +4,7 @@ from pydantic import Field
 
 from services.shared.settings import SettingsModel
 
-__all__ = ["LogBounds", "MarketDataSettings", "StreamNames", "StreamSettings"]
+__all__ = ["LogBounds", "MarketDataSettings", "StreamNames", "StreamSettings", "SubscriptionLimits"]
 
 
 class LogBounds(SettingsModel):
@@ -38,6 +38,22 @@ class StreamSettings(SettingsModel):
 
     slow_reader_seconds: float = Field(default=60.0, gt=0)
     """See `slow_reader_losses`, seconds."""
+
+
+class SubscriptionLimits(SettingsModel):
+    """How much subscribers may ask for. A stream is one call of Subscribe or StreamMarketData."""
+
+    max_streams: int = Field(default=10_000, ge=1)
+    """Most such streams at a time; another one is refused with TOO_MANY_STREAMS."""
+
+    max_subscriptions: int = Field(default=1000, ge=1)
+    """Most subscriptions of one stream."""
+
+    max_patterns: int = Field(default=2000, ge=1)
+    """Most instruments and patterns named by all subscriptions of one stream."""
+
+    max_sources: int = Field(default=50_000, ge=1)
+    """Most pairs of instrument and kind that one stream gets events of."""
 
 
 class StreamNames(SettingsModel):
@@ -91,6 +107,9 @@ class MarketDataSettings(SettingsModel):
 
     stream: StreamSettings = StreamSettings()
     """How streams are served."""
+
+    subscriptions: SubscriptionLimits = SubscriptionLimits()
+    """How much subscribers may ask for."""
 
     streams: StreamNames = StreamNames()
     """Where the data comes from."""

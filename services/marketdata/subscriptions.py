@@ -7,37 +7,20 @@ from typing import Final
 from google.protobuf.duration_pb2 import Duration
 from marketprism.market.v1 import common_pb2
 from marketprism.market.v1 import market_data_service_pb2 as pb
-from pydantic import Field
 
 from services.marketdata.catalog import Key
 from services.marketdata.patterns import Pattern
+from services.marketdata.settings import SubscriptionLimits
 from services.marketdata.views import BookWish, book_wish
 from services.shared.errors import FieldViolation, InvalidArgument, ResourceExhausted
-from services.shared.settings import SettingsModel
 
-__all__ = ["ORDER_BOOK", "Subscription", "SubscriptionLimits", "read_subscription"]
+__all__ = ["ORDER_BOOK", "Subscription", "read_subscription"]
 
 ORDER_BOOK: Final = int(common_pb2.EVENT_KIND_ORDER_BOOK)
 """The EventKind that is a book, and not one message."""
 
 _KINDS: Final = common_pb2.EventKind.DESCRIPTOR.values_by_number
 _MAX_ID: Final = 128
-
-
-class SubscriptionLimits(SettingsModel):
-    """How much subscribers may ask for. A stream is one call of Subscribe or StreamMarketData."""
-
-    max_streams: int = Field(default=10_000, ge=1)
-    """Most such streams at a time; another one is refused with TOO_MANY_STREAMS."""
-
-    max_subscriptions: int = Field(default=1000, ge=1)
-    """Most subscriptions of one stream."""
-
-    max_patterns: int = Field(default=2000, ge=1)
-    """Most instruments and patterns named by all subscriptions of one stream."""
-
-    max_sources: int = Field(default=50_000, ge=1)
-    """Most pairs of instrument and kind that one stream gets events of."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
