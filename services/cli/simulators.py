@@ -30,6 +30,9 @@ _SHARED_WEIGHT = ("binance_usdm", "binance_coinm")
 """Venues which count the requests of an address together."""
 
 
+_HISTORY = 20_000
+"""Level changes kept of each book, to tell what it was a minute ago: a demo is to be light."""
+
 _LISTINGS = (
     ("/exchangeInfo", "symbols", "symbol"),
     ("/instruments", "data", "instId"),
@@ -162,6 +165,7 @@ def _market(
     if given.symbol_count is not None:
         names = protocol.more_symbols(given.symbol_count, names)
     options = {
+        "history": _HISTORY,
         "seed": given.seed,
         "depth_rate": given.depth_rate,
         "trade_rate": given.trade_rate,

@@ -154,7 +154,7 @@ class Mesh:
             f"/sim/book?symbol={native}&update_id={book['venue_sequence']}", exchange
         )
         # The venue counts contracts, we the currency that they stand for.
-        size = Decimal(truth["contract_size"] or "1")
+        size = Decimal(truth["contract_size"]) * Decimal(truth["multiplier"])
         for side, horizon, within in _HORIZONS:
             edge = Decimal(book[horizon]) if book[horizon] else None
 

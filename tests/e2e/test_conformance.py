@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 
 from conformance.app import plan, run
+from conformance.collectors import PROFILES
 from conformance.report import failures, line
+from conformance.rig import Attached, own_rig
+from conformance.venues import VENUES
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -29,6 +32,14 @@ async def test_our_collector_tells_every_fault_and_serves_no_wrong_book(
     assert len(outcomes) == len(only)
     assert not failures(outcomes), "\n".join(line(each) for each in failures(outcomes))
     assert all(each.compared >= 24 for each in outcomes)
+
+
+async def test_a_collector_that_runs_already_is_judged_too(tmp_path: Path) -> None:
+    async with own_rig(VENUES["okx"], PROFILES["plain"], tmp_path) as rig:
+        attached = Attached(rig.collector, rig.nats_url, rig.venue.url)
+        outcomes = await run(plan(["okx:drop", "okx:cut"]), tmp_path, attached={"okx": attached})
+    assert not failures(outcomes), "\n".join(line(each) for each in failures(outcomes))
+    assert [each.detected[0] for each in outcomes] == ["GAP@ORDER_BOOK", "DISCONNECTED"]
 
 
 async def test_a_collector_that_serves_a_wrong_book_is_found(tmp_path: Path) -> None:
