@@ -43,7 +43,8 @@ class InstrumentFeed:
     whose answers come back to `book` and `on_history`. `lanes` are the connections that carry the
     book. `synced` is set while the book is in step; `expects_snapshot` tells that one is to come in
     the stream, because its subscription has just begun; `revivals` counts how often a book that was
-    behind was subscribed to anew. `oldest_trade` is the venue's last trade while nothing had come.
+    behind was subscribed to anew. `oldest_trade` is the venue's last trade while nothing had come,
+    `trades_since` when trades were first subscribed to (nanoseconds, 0 when never).
     `refusals` says by kind why nothing comes.
     """
 
@@ -92,6 +93,7 @@ class InstrumentFeed:
         self.trades.last_id = last_trade_id
         self.last_trade_time = 0
         self.oldest_trade = 0
+        self.trades_since = 0
         self.last_top: TopOfBook | None = None
         self._raw_top: TopOfBook | None = None
         self._ordered = adapter.ordered_ids

@@ -31,6 +31,7 @@ _HISTORY_ATTEMPTS = 6
 _HISTORY_AT_ONCE = 2
 _HISTORY_TRADES = 50_000  # fetched for one hole at the most
 _PROBE_DEPTH = 5
+_TRADES_LOOKED_AT = 100
 _PROBES_AT_ONCE = 2
 
 
@@ -323,7 +324,11 @@ class FeedRequests:
         name = feed.spec.native_symbol
         try:
             before = feed.trades.last_id or feed.oldest_trade
-            request = self._adapter.trades_request(name, before + 1 if before else 0, 1)
+            # Where nothing has come yet, what was traded since the stream was subscribed to is
+            # missing as well.
+            request = self._adapter.trades_request(
+                name, before + 1 if before else 0, 1 if before else _TRADES_LOOKED_AT
+            )
             try:
                 async with self._probes:
                     body, received = await self._rest.get(request, priority=Priority.POLL)
@@ -334,11 +339,15 @@ class FeedRequests:
             if not trades:
                 return
             if not before:
-                # Traded before we looked on; what comes after it must come over the stream.
-                feed.oldest_trade = trades[-1].trade_id
+                since = feed.trades_since or received
+                earlier = [each.trade_id for each in trades if each.exchange_time < since]
+                before = earlier[-1] if earlier else trades[0].trade_id - 1
+                feed.oldest_trade = before
+            if before >= trades[-1].trade_id:
                 return
+            # They may be on their way: look whether one has come by now.
             await asyncio.sleep(min(2.0, self._settings.lag_seconds))
-            if (feed.trades.last_id or feed.oldest_trade) == before < trades[-1].trade_id:
+            if (feed.trades.last_id or feed.oldest_trade) == before:
                 missed()
                 self.on_trade_found(feed, trades[-1], before, received)
         finally:

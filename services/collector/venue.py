@@ -373,6 +373,8 @@ class Venue:
                 continue
             for kind in subscription.kinds:
                 feed.refusals.pop(kind, None)
+            if _TRADE in subscription.kinds:
+                feed.trades_since = feed.trades_since or now
             if _BOOK in subscription.kinds:
                 self.join(feed, connection.connection_id, now)
 
@@ -595,8 +597,9 @@ class Venue:
             if _TRADE in each.kinds:
                 for connection in self.pool.connections_of(each.topic):
                     topic = connection.topics.topics.get(each.topic)
+                    since = topic.since if topic is not None else 0.0
                     if topic is not None and connection.renew(each.topic):
-                        self._on_quiet(connection, topic, time.monotonic() - topic.since)
+                        self._on_quiet(connection, topic, time.monotonic() - since)
 
     # Kinds beside books, trades and tops
 

@@ -40,9 +40,16 @@ def depth(last: int) -> bytes:
 
 
 def trades(*numbers: int) -> bytes:
+    """A history in which trade n was made n milliseconds after `T0`."""
     return json.dumps(
         [
-            {"id": number, "price": "1", "qty": "1", "time": 1, "isBuyerMaker": True}
+            {
+                "id": number,
+                "price": "1",
+                "qty": "1",
+                "time": T0 // 10**6 + number,
+                "isBuyerMaker": True,
+            }
             for number in numbers
         ]
     ).encode()
@@ -399,11 +406,27 @@ async def test_trades_that_the_stream_did_not_tell_are_found_and_told() -> None:
 
 async def test_what_was_traded_before_anybody_looked_is_not_missing() -> None:
     async with bench() as made:
+        made.feed.trades_since = T0 + 4 * 10**6
         assert await look(made, 1, 2, 3) == 0, "it was traded before we began"
         assert await look(made, 1, 2, 3) == 0
         assert made.told == []
         assert await look(made, 4, 5) == 1
         assert made.told == [4, 5], "all that was traded since we looked first"
+
+
+async def test_what_was_traded_since_the_stream_was_subscribed_to_is_missing() -> None:
+    """A stream that never spoke is found at the first look, and costs no trade."""
+    async with bench() as made:
+        made.feed.trades_since = T0 + 3 * 10**6 + 1
+        assert await look(made, 1, 2, 3, 4, 5, 6) == 1
+        assert made.told == [4, 5, 6]
+
+
+async def test_when_all_that_history_tells_was_missed_it_begins_with_the_oldest() -> None:
+    async with bench() as made:
+        made.feed.trades_since = T0
+        assert await look(made, 4, 5, 6) == 1
+        assert made.told == [4, 5, 6]
 
 
 async def test_a_trade_that_comes_meanwhile_shows_that_the_stream_speaks() -> None:
