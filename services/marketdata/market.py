@@ -72,6 +72,9 @@ class Market:
         self._known: dict[int, dict[Key, None]] = {}
         self._kinds_of: dict[str, set[int]] = {}
         self._listeners: list[Callable[[int, Key], None]] = []
+        self._on_trouble: list[Callable[[str, str, str], None]] = []
+        self._on_close: list[Callable[[], None]] = []
+        self._silent: dict[str, str] = {}
         self._broker_lost = ""
         self._trades_lost = ""
         self._silence: Callable[[str, str], str] = lambda _exchange, _collector_id: ""
@@ -143,12 +146,14 @@ class Market:
     def on_books_lost(self, why: str) -> None:
         """Note that the order book stream is interrupted."""
         self._broker_lost = why
+        self._tell_trouble("", "BROKER_DISCONNECTED", why)
         for book in self.books.values():
             book.set_broker_lost(why)
 
     def on_books_back(self) -> None:
         """Note that the order book stream was read up to its end again."""
         self._broker_lost = ""
+        self._tell_trouble("", "BROKER_DISCONNECTED", "")
         for book in self.books.values():
             book.set_broker_lost("")
 
@@ -184,6 +189,11 @@ class Market:
             return answers[key]
 
         self._silence = remembered
+        for exchange in self.catalog.exchanges:
+            why = remembered(exchange, "")
+            if bool(why) != bool(self._silent.get(exchange)):
+                self._silent[exchange] = why
+                self._tell_trouble(exchange, "COLLECTOR_SILENT", why)
         for book in self.books.values():
             book.set_silent(remembered(book.exchange, book.collector_id))
         for trades in self.trades.values():
@@ -256,6 +266,18 @@ class Market:
         self._listeners.append(callback)
         return lambda: self._listeners.remove(callback)
 
+    def on_trouble(self, callback: Callable[[str, str, str], None]) -> None:
+        """Call `callback(exchange, reason, why)` when events may be missing; `why` ends empty.
+
+        `exchange` is empty when all venues are concerned. Books and trades are told beside that, in
+        their own logs.
+        """
+        self._on_trouble.append(callback)
+
+    def on_close(self, callback: Callable[[], None]) -> None:
+        """Call back at `close`."""
+        self._on_close.append(callback)
+
     def tick(self, now: float) -> None:
         """Let old events go; call it about once a second, `now` is monotonic seconds."""
         settings = self._settings
@@ -272,6 +294,8 @@ class Market:
     def close(self) -> None:
         """End every subscriber's stream."""
         self._closed = True
+        for callback in self._on_close:
+            callback()
         for book in self.books.values():
             book.log.close()
         for trades in self.trades.values():
@@ -393,6 +417,10 @@ class Market:
                 yield found
         else:
             yield from (t for t in list(self.trades.values()) if t.exchange == exchange)
+
+    def _tell_trouble(self, exchange: str, reason: str, why: str) -> None:
+        for callback in self._on_trouble:
+            callback(exchange, reason, why)
 
     # ---- what is made
 

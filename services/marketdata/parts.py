@@ -1,8 +1,11 @@
 """The parts that answer MarketDataService, each a few RPCs over the live state."""
 
 from services.marketdata.market import Market
+from services.marketdata.sessions import Sessions
 from services.marketdata.settings import MarketDataSettings
+from services.marketdata.sources import MarketSources
 from services.marketdata.streams import Streams
+from services.marketdata.subscribe import SubscriptionCalls
 from services.marketdata.unary_books import BookCalls
 from services.marketdata.unary_catalog import CatalogCalls
 from services.marketdata.unary_events import EventCalls
@@ -12,11 +15,14 @@ __all__ = ["make_parts"]
 
 def make_parts(market: Market, settings: MarketDataSettings) -> list[object]:
     """Give one object for each group of RPCs."""
+    limits = settings.subscriptions
+    sessions = Sessions(MarketSources(market), limits, settings.stream, market.tally)
     return [
         BookCalls(market),
         EventCalls(market),
         CatalogCalls(market),
         _Streams(Streams(market, settings.stream)),
+        SubscriptionCalls(sessions, limits, settings.stream),
     ]
 
 
