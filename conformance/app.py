@@ -152,7 +152,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     attached = _attached(parser, given)
     if attached:
-        jobs = [job for job in jobs if job.facts.name in attached and job.profile == given.profile]
+        wanted = [job for job in jobs if job.facts.name in attached]
+        jobs = [job for job in wanted if job.profile == given.profile]
+        for job in wanted:
+            if job.profile != given.profile:
+                print(
+                    f"left out: {len(job.cases)} cases of {job.facts.name} for a collector of the "
+                    f"profile {job.profile} ({PROFILES[job.profile].summary})",
+                    file=sys.stderr,
+                )
     if not jobs:
         parser.error("no case is left to run; --list names all")
     logging.basicConfig(level=logging.ERROR)

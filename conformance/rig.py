@@ -59,6 +59,10 @@ class Rig:
     venue: SimulatedVenueClient
     follower: Follower
     stub: "pb_grpc.CollectorServiceAsyncStub"
+    collector: str
+    """Address of the collector's gRPC server."""
+    nats_url: str
+    """The broker."""
     natives: dict[str, str] = field(default_factory=dict)
     """The venue's names by canonical symbol."""
     directory: Path | None = None
@@ -110,6 +114,10 @@ async def _in_step(rig: Rig, expected: int) -> None:
         raise RigError(f"{rig.facts.name}: after {_READY_SECONDS:g} s {told}")
     await rig.learn()
     books = rig.follower.books
+    for state in states:
+        # Whoever comes late hears no status until it changes.
+        if not books[state.symbol].said:
+            books[state.symbol].on_status(state.book)
     if not await until(
         lambda: all(books[s].in_step and books[s].updates > 3 for s in rig.natives), 45
     ):
@@ -205,7 +213,7 @@ async def _rig(
             compare_every=compare_every, from_begin=from_begin,
         )  # fmt: skip
         await stack.enter_async_context(follower.running())
-        yield Rig(facts, profile, venue, follower, stub, natives)
+        yield Rig(facts, profile, venue, follower, stub, collector, nats_url, natives)
 
 
 def _simulator(
