@@ -158,7 +158,8 @@ def _progress(soak: Soak) -> None:
         f"compared {comparer.compared.total():,} wrong {len(comparer.wrong)} "
         f"breaches {follower.breach_count}  "
         f"incidents {sum(venue.saboteur.done.total() for venue in soak.venues)}  "
-        f"{now.rss:.0f} MiB {now.tasks} tasks {now.sockets} sockets {now.fds} fds "
+        f"{now.waiting} waiting  {now.rss:.0f} MiB {now.tasks} tasks {now.sockets} sockets "
+        f"{now.fds} fds "
         f"{sampler.rate('cpu'):.0%} of a core"
     )
 

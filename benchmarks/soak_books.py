@@ -181,6 +181,8 @@ class Trades:
     backfilled: int = 0
     holes: list[tuple[int, int]] = field(default_factory=list)
     """Numbers (first, last) that did not come."""
+    ended: int = 0
+    """The newest number when the instrument ended; holes behind it are not judged. 0 before."""
     told_lost: list[tuple[int, int]] = field(default_factory=list)
     """Numbers (first, last) that the ledger says are missing."""
 
@@ -203,7 +205,8 @@ class Trades:
         return [
             hole
             for hole in self.holes
-            if not any(first <= hole[0] and hole[1] <= last for first, last in self.told_lost)
+            if not (self.ended and hole[0] > self.ended)
+            and not any(first <= hole[0] and hole[1] <= last for first, last in self.told_lost)
         ]
 
     def excuse(self, made: Sequence[int]) -> None:
@@ -274,6 +277,8 @@ class Follower:
         for book in self.books.values():
             if (book.exchange, book.native) == (exchange, native):
                 book.retired = time.monotonic()
+                tape = self.trades[exchange, book.symbol]
+                tape.ended = tape.last
 
     # Inside
 
@@ -367,12 +372,20 @@ class Comparer:
 
     async def excuse_holes(self) -> None:
         """Ask the venues which missing trades were none. Their memory is bounded: ask in time."""
-        for (exchange, symbol), tape in list(self._follower.trades.items()):
-            book = self._follower.books.get((exchange, symbol))
-            if book is None or book.retired or not tape.unexplained():
-                continue
+        for book in self._follower.expected():
+            await self._excuse(book)
+
+    async def before_expiry(self, exchange: str, native: str) -> None:
+        """Ask the same of an instrument that is about to end, and of which nobody knows then."""
+        for book in self._follower.expected(exchange):
+            if book.native == native:
+                await self._excuse(book)
+
+    async def _excuse(self, book: Book) -> None:
+        tape = self._follower.trades.get((book.exchange, book.symbol))
+        if tape is not None and tape.unexplained():
             with contextlib.suppress(SimulatorError):
-                tape.excuse(await self._venues[exchange].trades(book.native))
+                tape.excuse(await self._venues[book.exchange].trades(book.native))
 
     async def compare(self, book: Book) -> bool:
         """Compare one book as it stands; True when it is the venue's."""

@@ -9,7 +9,7 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from benchmarks.soak_books import Follower
@@ -140,7 +140,8 @@ INCIDENTS = {**_SMALL, **_LARGE}
 class Saboteur:
     """Disturbs one venue. `done` counts incidents by name, `refused` those that made no sense.
 
-    `spare` are names of instruments that can be listed; each is listed at the most once.
+    `spare` are names of instruments that can be listed; each is listed at the most once. `note` is
+    told each incident, `before_expiry(exchange, native)` is awaited before an instrument ends.
     """
 
     def __init__(
@@ -153,6 +154,8 @@ class Saboteur:
         *,
         every: float,
         instruments_every: float,
+        note: Callable[[str], None],
+        before_expiry: Callable[[str, str], Awaitable[None]],
     ) -> None:
         self.exchange = exchange
         self.done: Counter[str] = Counter()
@@ -163,6 +166,8 @@ class Saboteur:
         self._rng = rng
         self._spare = spare
         self._every = every
+        self._note = note
+        self._before_expiry = before_expiry
         self._instruments_every = instruments_every
         self._last_large = time.monotonic()
 
@@ -202,6 +207,7 @@ class Saboteur:
                 if not told:
                     return
                 step["connection"] = rng.choice(told)["connection"]
+            self._note(f"{self.exchange} {name}: {step}")
             await self._venue.fault(**step)
         self.done[name] += 1
 
@@ -211,12 +217,15 @@ class Saboteur:
         if rng.random() < 0.25:
             name = rng.choice(sorted(listed))
             tick = float(listed[name]["tick"]) * rng.choice(_INSTRUMENT_STEPS)
+            self._note(f"{self.exchange} {name}: the price step becomes {tick:.12f}")
             await self._venue.change_tick(name, f"{tick:.12f}".rstrip("0").rstrip("."))
             self.done["tick changed"] += 1
         elif self._spare:
             gone, new = rng.choice(sorted(listed)), self._spare.pop(0)
+            self._note(f"{self.exchange} {new} is listed, {gone} expires")
             await self._venue.list_instrument(new)
             self.done["instrument listed"] += 1
+            await self._before_expiry(self.exchange, gone)
             self._follower.expire(self.exchange, gone)
             await self._venue.expire(gone)
             self.done["instrument expired"] += 1

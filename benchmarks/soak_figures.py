@@ -12,6 +12,7 @@ import psutil
 __all__ = ["Growth", "Sample", "Sampler", "growth"]
 
 _LINE = re.compile(r"^(marketprism_[a-z_]+)(?:\{([^}]*)\})? (\S+)$", re.MULTILINE)
+_WAITING = ("marketprism_publisher_buffered", "marketprism_publisher_in_flight")
 _MIB = 1024 * 1024
 
 
@@ -31,6 +32,8 @@ class Sample:
     """Unfinished asyncio tasks."""
     messages: float
     """Messages that the broker has acknowledged since the start."""
+    waiting: int
+    """Messages on their way to the broker, not acknowledged."""
     cpu: float
     """Processor time used since the start, seconds."""
 
@@ -63,6 +66,7 @@ class Sampler:
                     for (name, labels), value in values.items()
                     if name == "marketprism_publisher_messages_total" and "acknowledged" in labels
                 ),
+                int(sum(value for (name, _), value in values.items() if name in _WAITING)),
                 times.user + times.system,
             )
         self.samples.append(sample)

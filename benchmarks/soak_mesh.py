@@ -43,7 +43,9 @@ class Venue:
     process: ChildProcess
     port: int
     client: SimulatedVenueClient
-    saboteur: Saboteur
+    spare: list[str]
+    """Names that can be listed beside those that are."""
+    saboteur: Saboteur = field(init=False)
 
 
 @dataclass
@@ -120,10 +122,25 @@ async def running_mesh(options: argparse.Namespace, directory: Path) -> AsyncIte
         follower = Follower(server.url)
         await follower.start()
         stack.push_async_callback(follower.stop)
+        clients: dict[str, SimulatedVenueClient] = {}
+        comparer = Comparer(follower, clients, directory, random.Random(rng.random()))
+        note = _writer(directory / "incidents.log")
         venues = []
         counts = shares(options.instruments, len(options.venues))
         for name, count in zip(options.venues, counts, strict=True):
-            venue = _venue(options, directory, name, count, session, follower, rng)
+            venue = _venue(options, directory, name, count, session)
+            clients[name] = venue.client
+            venue.saboteur = Saboteur(
+                name,
+                venue.client,
+                follower,
+                random.Random(rng.random()),
+                venue.spare,
+                every=options.fault_every,
+                instruments_every=options.instruments_every,
+                note=lambda text: note(f"{time.strftime('%H:%M:%S')} {text}"),
+                before_expiry=comparer.before_expiry,
+            )
             await stack.enter_async_context(venue.process.running())
             venues.append(venue)
         http_port = free_port()
@@ -135,13 +152,12 @@ async def running_mesh(options: argparse.Namespace, directory: Path) -> AsyncIte
             **{f"simulated {venue.name}": venue.process.pid for venue in venues},
             "follower": None,
         }
-        clients = {venue.name: venue.client for venue in venues}
         yield Soak(
             options,
             session,
             venues,
             follower,
-            Comparer(follower, clients, directory, random.Random(rng.random())),
+            comparer,
             Sampler(collector.pid or 0, f"http://127.0.0.1:{http_port}/metrics", session),
             {name: psutil.Process(pid) for name, pid in processes.items()},
         )
@@ -171,8 +187,6 @@ def _venue(
     name: str,
     count: int,
     session: aiohttp.ClientSession,
-    follower: Follower,
-    rng: random.Random,
 ) -> Venue:
     port = free_port()
     depth_rate, trade_rate = _rates(options.rate / options.instruments)
@@ -190,11 +204,7 @@ def _venue(
         ready_seconds=60, restart=None, on_line=_writer(directory / f"{name}.log"),
     )  # fmt: skip
     client = SimulatedVenueClient(session, f"http://127.0.0.1:{port}")
-    saboteur = Saboteur(
-        name, client, follower, random.Random(rng.random()), list(names[count:]),
-        every=options.fault_every, instruments_every=options.instruments_every,
-    )  # fmt: skip
-    return Venue(name, process, port, client, saboteur)
+    return Venue(name, process, port, client, list(names[count:]))
 
 
 def _rates(frames: float) -> tuple[float, float]:
