@@ -17,7 +17,7 @@ class BookOutput(Protocol):
         """Take an encoded OrderBookSnapshot."""
 
     def publish_status(self, status: pb.OrderBookStatus) -> None:
-        """Take a change of state."""
+        """Take a change of state, also of a book that is muted."""
 
     def request_snapshot(self, reason: "pb.OrderBookReason.ValueType") -> None:
         """Bring the venue's snapshot about, single-flight and with backoff.

@@ -64,6 +64,9 @@ class ConnectionHandler(Protocol):
     def on_silent(self, connection: "VenueConnectionTask", seconds: float, now: int) -> None:
         """Note that no frame has come for so long."""
 
+    def on_exhausted(self, connection: "VenueConnectionTask", seconds: float) -> None:
+        """Note that the connection may ask for nothing for so long: its requests are used up."""
+
     def on_closed(self, connection: "VenueConnectionTask", detail: str, now: int) -> None:
         """Note that an open connection has ended, whoever ended it."""
 
@@ -138,6 +141,8 @@ class VenueConnectionTask:
     @property
     def subscriptions(self) -> int:
         """Subscriptions that the venue acknowledged."""
+        if not self.is_open:
+            return 0
         return sum(1 for t in self.topics.topics.values() if t.state is TopicState.ACTIVE)
 
     @property
@@ -215,6 +220,10 @@ class VenueConnectionTask:
             except (OSError, TimeoutError, WebSocketException, _RestartError) as error:
                 self.last_error = _describe(error)
                 self.last_cause = _cause(error)
+            except Exception as error:
+                # Whatever a venue answers, nobody else would ever connect again.
+                self._log.exception("the connection ended in an unexpected way")
+                self.last_error, self.last_cause = _describe(error), _NETWORK
             was_open = self.is_open
             self._set_state(pb.CONNECTION_STATE_BACKOFF)
             self.open_time = 0
@@ -308,12 +317,26 @@ class VenueConnectionTask:
             now = time.monotonic()
             while self._replies:
                 await self._send(socket, self._replies.pop(0))
+            if hourly is not None and not waiting and self.topics.has_due(now):
+                wait = hourly.wait_seconds()
+                if wait > settings.acknowledge_seconds:
+                    # Another connection may ask at once; this one goes on with what it has.
+                    self._handler.on_exhausted(self, wait)
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(wait):
+                            await self._work.wait()
+                    continue
             request = waiting.pop(0) if waiting else self.topics.due(now)
             if request is not None:
                 for gate in (spacing, hourly):
                     if gate is not None:
                         await self._pass(gate, socket)
                 await self._send(socket, request.frame)
+                self.topics.sent(request.request_id, time.monotonic())
+                continue
+            unanswered = self.topics.give_up(now, settings.acknowledge_seconds)
+            if unanswered.refused or unanswered.left:
+                self._tell(unanswered)
                 continue
             if late := self.topics.overdue(now, settings.acknowledge_seconds):
                 raise _RestartError(

@@ -1,7 +1,7 @@
 """Everything that is collected of one instrument, and the subjects it is published on."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from marketprism.collector.v1 import integrity_event_pb2 as integrity
 from marketprism.market.v1 import common_pb2
@@ -31,6 +31,7 @@ __all__ = ["InstrumentFeed", "contract_size"]
 _TOP_CHECK_SECONDS = 1.0
 _STABLE_SECONDS = 10.0
 _MOST_RELAPSES = 3
+_MOST_RELAPSES_SCARCE = 8
 _TOPS_KEPT = 256
 _BOOK_KINDS = common_pb2.EVENT_KIND_ORDER_BOOK
 _TRADE_KIND = common_pb2.EVENT_KIND_TRADE
@@ -68,6 +69,7 @@ class InstrumentFeed:
         self.top_mismatches = 0
         self.synced = asyncio.Event()
         self.expects_snapshot = False
+        self.early: set[str] = set()
         self.revivals = 0
         self.probes = 0
         self.probe_mismatches = 0
@@ -97,6 +99,9 @@ class InstrumentFeed:
         self.last_top: TopOfBook | None = None
         self._raw_top: TopOfBook | None = None
         self._ordered = adapter.ordered_ids
+        # Where subscribing anew is counted by the hour, patience has to be longer.
+        scarce = adapter.connection_rules.requests_per_hour > 0
+        self._most_relapses = _MOST_RELAPSES_SCARCE if scarce else _MOST_RELAPSES
         self._publisher = publisher
         self._ledger = ledger
         self.losses = BrokerLosses(spec.exchange, spec.symbol, ledger)
@@ -191,6 +196,8 @@ class InstrumentFeed:
             self._ahead = (top.venue_sequence, now)
         tops = self._tops
         if tops is not None and top.venue_sequence:
+            if len(tops) > _TOPS_KEPT:
+                tops.clear()
             tops[top.venue_sequence] = top
         self._publisher.publish(
             self._top_subject,
@@ -229,6 +236,7 @@ class InstrumentFeed:
 
     def on_disconnected(self, lane: str, detail: str, now: int) -> None:
         """Take note that a connection ended; the book is over when no other one carries it."""
+        self.early.discard(lane)
         if self.lanes.leave(lane, now):
             return
         self._forget_tops()
@@ -291,14 +299,16 @@ class InstrumentFeed:
         """
         if self._synced_at:
             stable = now - self._synced_at > _STABLE_SECONDS * 1e9
-            self._relapses = 0 if stable else min(self._relapses + 1, _MOST_RELAPSES)
+            self._relapses = 0 if stable else min(self._relapses + 1, self._most_relapses)
             self._synced_at = 0
             self._attempts = self._relapses
         attempt = self._attempts
         self._attempts += 1
         return attempt
 
-    def on_history(self, first: int, trades: list[TradePrint], detail: str, now: int) -> None:
+    def on_history(
+        self, first: int, trades: Sequence[TradePrint | SkippedTrade], detail: str, now: int
+    ) -> None:
         """Take what the venue's history has of the trades missing from `first` on.
 
         `detail` says why it is less than all. An answer about a hole that is closed is dropped.
@@ -385,12 +395,13 @@ class InstrumentFeed:
         if status.reason == pb.ORDER_BOOK_REASON_VENUE_RESET:
             self._forget_tops()
         now = status.time.ToNanoseconds()
-        self._publisher.publish(
-            self._status_subject,
-            status.SerializeToString(),
-            f"{self._id}{now}.{self._messages}",
-            droppable_key=self.key,
-        )
+        if not self.book.muted:
+            self._publisher.publish(
+                self._status_subject,
+                status.SerializeToString(),
+                f"{self._id}{now}.{self._messages}",
+                droppable_key=self.key,
+            )
         if status.state == pb.ORDER_BOOK_STATE_SYNCED:
             self.synced.set()
             self._synced_at = now

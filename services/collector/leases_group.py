@@ -12,7 +12,6 @@ member that comes or goes moves little more than the slots that become or were i
 
 import functools
 import hashlib
-import math
 from collections.abc import Mapping
 
 import msgspec
@@ -42,7 +41,7 @@ FREE = ""
 DIED = "!"
 """Owner of a slot whose holder was removed because it was silent: nobody holds it either."""
 
-_FAIR = 1.1
+_FAIR = (11, 10)
 
 
 class GroupUnreadable(FailedPrecondition):
@@ -191,7 +190,8 @@ def desired_owners(exchange: str, slots: int, names: frozenset[str]) -> tuple[st
     bound one of three members may get half as much again as its share, with it a few slots in a
     thousand move more than need be when a member comes or goes.
     """
-    most = math.ceil(_FAIR * slots / max(len(names), 1))
+    over, under = _FAIR
+    most = -(-slots * over // (under * max(len(names), 1)))
     weights = sorted(
         ((_weight(exchange, slot, name), slot, name) for slot in range(slots) for name in names),
         reverse=True,

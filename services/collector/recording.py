@@ -20,6 +20,8 @@ __all__ = ["Recorder"]
 
 _FLUSH_SECONDS = 0.5
 _OVERHEAD = 200
+_FIRST_WAIT = 0.5
+_LONGEST_WAIT = 60.0
 _encode = msgspec.json.Encoder().encode
 
 
@@ -48,6 +50,8 @@ class Recorder:
         self._flushing: asyncio.Task[None] | None = None
         self._file: gzip.GzipFile | None = None
         self._written = 0
+        self._failures = 0
+        self._again_at = 0.0
         self._log = structlog.get_logger()
 
     def record(self, kind: str, url: str, connection: str, data: bytes | str, now: int) -> None:
@@ -89,6 +93,9 @@ class Recorder:
             await asyncio.shield(self._close())
 
     async def _flush(self) -> None:
+        if time.monotonic() < self._again_at:
+            # The disk was full, or gone, a moment ago: a new file each time helps nobody.
+            return
         records = list(self._queue)
         self._queue.clear()
         if not records:
@@ -99,11 +106,16 @@ class Recorder:
             self.frames += len(records)
             self.bytes += size
             self.last_error = ""
+            self._failures = 0
         except OSError as error:
             if str(error) != self.last_error:
                 self._log.error("recording failed", path=str(self.path), error=str(error))
             self.last_error = str(error)
             self.dropped += len(records)
+            self._failures += 1
+            self._again_at = time.monotonic() + min(
+                _FIRST_WAIT * 2.0 ** min(self._failures - 1, 16), _LONGEST_WAIT
+            )
             self._abandon()
         finally:
             self._writing = 0
@@ -111,6 +123,7 @@ class Recorder:
     async def _close(self) -> None:
         if self._flushing is not None:
             await asyncio.wait({self._flushing})
+        self._again_at = 0.0
         await self._flush()
         file, self._file = self._file, None
         if file is not None:

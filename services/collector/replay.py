@@ -213,7 +213,9 @@ class _Venue:
     def _on_history(self, data: dict[str, Any], now: int) -> None:
         trades = msgspec.convert(data["trades"], list[TradePrint])
         if (feed := self.feed(data)) is not None:
-            self.venue.requests.on_history(feed, data["first"], trades, data["detail"], now)
+            self.venue.requests.on_history(
+                feed, data["first"], trades, data["detail"], now, skipped=data["skipped"]
+            )
 
     def _on_probe(self, data: dict[str, Any], now: int) -> None:
         if (feed := self.feed(data)) is not None:

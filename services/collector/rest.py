@@ -14,6 +14,7 @@ _USED_WEIGHT = "X-MBX-USED-WEIGHT-1M"
 _MAX_BODY = 64 * 1024 * 1024
 _DEFAULT_RETRY_AFTER = 5.0
 _LONGEST_REFUSAL = 4096
+_LONGEST_WEIGHT = 12  # digits
 
 
 class RestError(Exception):
@@ -72,7 +73,7 @@ class RestClient:
                     body += await response.content.read(_MAX_BODY + 1 - len(body))
                 received = time.time_ns()
                 used = response.headers.get(_USED_WEIGHT, "")
-                if used.isdigit():
+                if used.isascii() and used.isdigit() and len(used) < _LONGEST_WEIGHT:
                     self.budget.note_used(int(used))
                 after = self._refused(response.status, body, response.headers.get("Retry-After"))
                 if after is not None:

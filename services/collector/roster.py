@@ -36,6 +36,8 @@ __all__ = ["Roster"]
 _FLOORS_AT_ONCE = 32
 _SOON_SECONDS = 1.0
 _EXPIRY_MARGIN = 2.0
+_WHOLE_ATTEMPTS = 3
+_PARTIAL_SECONDS = 30.0
 
 
 class Roster:
@@ -43,8 +45,8 @@ class Roster:
 
     `feeds` has the instruments by native symbol, `by_symbol` by canonical symbol; `listed` all that
     are selected at the venue, whoever collects them. `shares(symbol)` tells whether this collector
-    does; after it changed its mind `share()` is called. `on_change(polls, gone)` is told the polls
-    that are due now and the canonical symbols that are collected no more. `ready` once everything
+    does; after it changed its mind `share()` is called. `on_polls(polls)` is told the polls
+    that are due now, `on_retired(spec)` what is collected no more. `ready` once everything
     was subscribed to for the first time; until then `detail` says what is waited for. `run` is the
     owner of all changes and ends only with its task.
     """
@@ -69,7 +71,8 @@ class Roster:
         self.listed: dict[str, InstrumentSpec] = {}
         self.ready = False
         self.detail = "starting"
-        self.on_change: Callable[[Sequence[Poll], Sequence[str]], None] = lambda polls, gone: None
+        self.on_polls: Callable[[Sequence[Poll]], None] = lambda polls: None
+        self.on_retired: Callable[[InstrumentSpec], None] = lambda spec: None
         self._exchange = exchange
         self._adapter = adapter
         self._settings = settings
@@ -89,6 +92,9 @@ class Roster:
         self._applied = 0
         self._done = asyncio.Event()
         self._problems: set[str] = set()
+        self._lists: set[str] = set()
+        self._whole = True
+        self._attempts = 0
         self._log = structlog.get_logger(exchange=exchange)
 
     def subscriptions_of(self, native_symbol: str) -> list[Subscription]:
@@ -125,29 +131,30 @@ class Roster:
     async def run(self) -> None:
         """Keep up with the venue's list."""
         self.detail = "reading the list of instruments"
-        attempt = 0
         while not self.listed:
             if not await self._read(first=True):
-                attempt += 1
-                delay = backoff(self._settings, attempt)
+                self._attempts += 1
+                delay = backoff(self._settings, self._attempts)
                 self._log.warning(self.detail, retry_seconds=round(delay, 2))
                 await asyncio.sleep(delay)
+        trouble = "" if self._whole else self.detail
         self.detail = "reading where an earlier collector stopped"
         await self._apply()
         self.ready = True
-        self.detail = ""
+        self.detail = trouble
         read = time.monotonic()
         while True:
-            wait = read + self._settings.instrument_refresh_seconds - time.monotonic()
+            every = self._settings.instrument_refresh_seconds
+            if not self._whole:
+                every = min(every, _PARTIAL_SECONDS)
+            wait = read + every - time.monotonic()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(max(0.0, min(wait, self._until_expiry()))):
                     await self._wake.wait()
             if self._refresh:
                 # Announcements come in flocks.
                 await asyncio.sleep(_SOON_SECONDS)
-            due = self._refresh or time.monotonic() - read >= (
-                self._settings.instrument_refresh_seconds
-            )
+            due = self._refresh or time.monotonic() - read >= every
             self._wake.clear()
             if due or self._until_expiry() <= 0:
                 self._refresh = False
@@ -244,15 +251,28 @@ class Roster:
         specs: list[InstrumentSpec] = []
         whole = True
         for request in self._adapter.instrument_requests():
+            name = f"{request.path} {sorted(request.query.items())}"
             try:
                 body, _ = await self._rest.get(request, priority=Priority.SNAPSHOT)
-                specs += self._adapter.decode_instruments(body)
+                told = self._adapter.decode_instruments(body)
             except (RestError, MalformedFrameError) as error:
                 whole = False
-                self.detail = f"cannot read the list of instruments: {error}" if first else ""
+                self.detail = f"cannot read the list of instruments: {error}"
                 if not first:
-                    self._log.warning("cannot refresh the list of instruments", error=str(error))
-        if first and not whole:
+                    self._log.warning(self.detail)
+                continue
+            if not told and name in self._lists:
+                # A venue that suddenly lists nothing has a trouble of its own.
+                whole = False
+                self._log.warning("the venue lists nothing, where it did before", list=name)
+            elif told:
+                self._lists.add(name)
+            specs += told
+        if whole and not first:
+            self.detail = ""
+        self._whole = whole
+        if first and not whole and (self._attempts < _WHOLE_ATTEMPTS or not specs):
+            # One list that cannot be had must not keep the others back for ever.
             return False
         chosen = choose(specs, self._settings.symbols, time.time_ns(), self.listed)
         self._tell_problems(chosen)
@@ -317,7 +337,7 @@ class Roster:
         await self._add(new)
         self._share_out()
         polls = self._adapter.polls([feed.spec for feed in self.feeds.values()], self._selection)
-        self.on_change(polls, [spec.symbol for spec in gone])
+        self.on_polls(polls)
         self._applied = asked
         self._done.set()
         if new or gone:

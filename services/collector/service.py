@@ -307,11 +307,17 @@ def _venue_health(venue: Venue) -> DependencyStatus:
     }
     if not venue.ready:
         return DependencyStatus.degraded(venue.detail, **facts)
+    if not venue.feeds and not venue.roster.listed:
+        return DependencyStatus.degraded(
+            f"no instrument that trades matches {list(venue.settings.symbols)}", **facts
+        )
     if not venue.feeds:
         return DependencyStatus.healthy("others collect all of its instruments", **facts)
     if connected == 0:
         error = next((each.last_error for each in venue.connections if each.last_error), "")
         return DependencyStatus.degraded(f"no connection: {error}", **facts)
+    if venue.detail:
+        return DependencyStatus.degraded(venue.detail, **facts)
     if in_step < total:
         told = [f"{total - in_step} books are not in step", venue.rest.budget.waits]
         return DependencyStatus.degraded("; ".join(filter(None, told)), **facts)

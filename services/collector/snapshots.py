@@ -3,7 +3,7 @@
 import asyncio
 import dataclasses
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from marketprism.collector.v1 import integrity_event_pb2 as integrity
@@ -19,6 +19,7 @@ from services.collector.settings import ExchangeSettings
 from services.collector.venues.base import (
     BookSnapshot,
     MalformedFrameError,
+    SkippedTrade,
     SnapshotSource,
     TradePrint,
     VenueAdapter,
@@ -162,17 +163,27 @@ class FeedRequests:
         )
 
     def on_history(
-        self, feed: InstrumentFeed, first: int, trades: list[TradePrint], detail: str, now: int
+        self,
+        feed: InstrumentFeed,
+        first: int,
+        trades: list[TradePrint],
+        detail: str,
+        now: int,
+        *,
+        skipped: Sequence[int] = (),
     ) -> None:
-        """Take what the venue's history has."""
+        """Take what the venue's history has; the numbers `skipped` are no trades of the market."""
         missing = feed.trades.missing
         if missing is not None:
             trades = [each for each in trades if missing[0] <= each.trade_id <= missing[1]]
         self._note(
             "history", feed, now, first=first, detail=detail,
-            trades=[dataclasses.asdict(each) for each in trades],
+            trades=[dataclasses.asdict(each) for each in trades], skipped=list(skipped),
         )  # fmt: skip
-        feed.on_history(first, trades, detail, now)
+        name = feed.spec.native_symbol
+        told: list[TradePrint | SkippedTrade] = [*trades]
+        told += [SkippedTrade(name, number) for number in skipped]
+        feed.on_history(first, told, detail, now)
 
     def on_probe(self, feed: InstrumentFeed, sequence: int, before: int, now: int) -> bool:
         """Take at which id the venue's book stands."""
@@ -277,6 +288,7 @@ class FeedRequests:
         received = 0
         detail = ""
         found: dict[int, TradePrint] = {}
+        skipped: set[int] = set()
         begin, attempt = first, 0
         while attempt < _HISTORY_ATTEMPTS and len(found) < _HISTORY_TRADES:
             if attempt:
@@ -287,11 +299,16 @@ class FeedRequests:
                 async with self._histories:
                     body, received = await self._rest.get(request, priority=Priority.HISTORY)
                 trades = self._adapter.decode_trades(body, name)
-            except (RestError, MalformedFrameError) as error:
+                if feed.sizes is not None:
+                    feed.sizes.levels((each.price, each.quantity) for each in trades)
+            except (RestError, MalformedFrameError, InvalidDecimalError) as error:
                 detail = str(error)
                 self._see_limit(feed, common_pb2.EVENT_KIND_TRADE, error)
                 continue
             found |= {each.trade_id: each for each in trades if first <= each.trade_id <= last}
+            if trades and self._adapter.history_skips:
+                inside = range(max(first, trades[0].trade_id), min(last, trades[-1].trade_id) + 1)
+                skipped |= set(inside)
             newest = trades[-1].trade_id if trades else 0
             if newest >= last:
                 detail = f"the venue's history begins at {min(found, default=newest)}"
@@ -302,7 +319,12 @@ class FeedRequests:
             if newest >= begin:
                 begin, attempt = newest + 1, 0
         self.on_history(
-            feed, first, [found[n] for n in sorted(found)], detail, received or time.time_ns()
+            feed,
+            first,
+            [found[n] for n in sorted(found)],
+            detail,
+            received or time.time_ns(),
+            skipped=sorted(skipped - found.keys()),
         )
 
     async def _look(self, feed: InstrumentFeed, done: Callable[[bool | None], None]) -> None:

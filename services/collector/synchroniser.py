@@ -117,6 +117,9 @@ class BookSynchroniser:
 
         Whatever was asked for before belongs to another connection and will not be answered.
         """
+        if self._from_stream and self.state == _SYNCED:
+            # Its snapshot came before the acknowledgement, or another connection carries it.
+            return
         self._waiting = False
         if self._out_of_step_since == 0:
             self._out_of_step_since = now
@@ -438,8 +441,7 @@ class BookSynchroniser:
         self.detail = ""
         self._out_of_step_since = 0
         self._publish_snapshot(pb.SNAPSHOT_REASON_EPOCH_START, now)
-        if not self.muted:
-            self._output.publish_status(self.status(now, outage_ns=max(outage, 0)))
+        self._output.publish_status(self.status(now, outage_ns=max(outage, 0)))
 
     def _lose(self, reason: "pb.OrderBookReason.ValueType", detail: str, now: int) -> None:
         if self.state in (_SYNCED, _STALE):
@@ -464,8 +466,7 @@ class BookSynchroniser:
         self.state = state
         self.reason = reason
         self.detail = detail
-        if not self.muted:
-            self._output.publish_status(self.status(now, outage_ns=max(outage, 0)))
+        self._output.publish_status(self.status(now, outage_ns=max(outage, 0)))
 
     def _ask(self, reason: "pb.OrderBookReason.ValueType") -> None:
         if not self._waiting:
@@ -473,8 +474,7 @@ class BookSynchroniser:
             self._output.request_snapshot(reason)
 
     def _publish_status(self, now: int) -> None:
-        if not self.muted:
-            self._output.publish_status(self.status(now))
+        self._output.publish_status(self.status(now))
 
     def _publish_snapshot(self, reason: "pb.SnapshotReason.ValueType", now: int) -> None:
         self._snapshot_time = now

@@ -85,6 +85,8 @@ class _Pending:
     topics: set[str]
     subscribing: bool
     asked_at: float
+    asked: int = 0
+    """Topics that it was about at first."""
 
 
 class TopicBook:
@@ -148,6 +150,15 @@ class TopicBook:
 
     # What is due
 
+    def has_due(self, now: float) -> bool:
+        """Tell whether there is something to ask for now."""
+        return any(
+            topic.state in (TopicState.WANTED, TopicState.LEAVING, TopicState.REFUSED)
+            and now >= topic.retry_at
+            and not self._is_pending(name)
+            for name, topic in self.topics.items()
+        )
+
     def due(self, now: float) -> VenueRequest | None:
         """Give the next request to send now, None when there is nothing to ask for."""
         for leaving in (True, False):
@@ -186,6 +197,25 @@ class TopicBook:
             if t.state is TopicState.REFUSED or (t.state is TopicState.LEAVING and t.retry_at)
         ]
         return max(0.0, min(times) - now) if times else None
+
+    def sent(self, request_id: int, now: float) -> None:
+        """Note when a request went out: the time to answer begins then."""
+        pending = self._pending.get(request_id)
+        if pending is not None:
+            pending.asked_at = now
+
+    def give_up(self, now: float, seconds: float) -> Answer:
+        """Take what is left of requests that were answered in part, and long ago, for refused."""
+        result = Answer()
+        for number, pending in list(self._pending.items()):
+            if now - pending.asked_at > seconds and 0 < len(pending.topics) < pending.asked:
+                del self._pending[number]
+                for name in pending.topics:
+                    if pending.subscribing:
+                        self._refuse(name, "not answered", result, now)
+                    else:
+                        self._taken(name, False, result, now)
+        return result
 
     def overdue(self, now: float, seconds: float) -> int:
         """Count the requests that have not been answered for so long."""
@@ -266,7 +296,9 @@ class TopicBook:
     # Inside
 
     def _note(self, request: VenueRequest, *, subscribing: bool, now: float) -> None:
-        self._pending[request.request_id] = _Pending(set(request.topics), subscribing, now)
+        self._pending[request.request_id] = _Pending(
+            set(request.topics), subscribing, now, len(request.topics)
+        )
         self._next_id = max(self._next_id, request.request_id) + 1
 
     def _is_pending(self, name: str) -> bool:

@@ -107,7 +107,7 @@ class TradeTape:
             self._held.append((trade, receive_time))
             self._request_history(*self._missing)
 
-    def fill(self, history: Iterable[TradePrint], receive_time: int) -> Filled:
+    def fill(self, history: Iterable[_Numbered], receive_time: int) -> Filled:
         """Close the hole with what the venue's history had, and what came late."""
         if self._missing is None:
             return Filled(0, 0, 0, 0)
@@ -133,7 +133,7 @@ class TradeTape:
                 lost += begin - expected
             expected = each.trade_id + 1
             self._emit(each, received, backfilled=backfilled)
-            found += backfilled
+            found += backfilled and not isinstance(each, SkippedTrade)
         if expected <= last:
             holes += (expected, last)
             lost += last + 1 - expected

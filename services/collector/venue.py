@@ -34,6 +34,7 @@ from services.collector.venues.base import (
     Goodbye,
     Ignored,
     InstrumentsChanged,
+    InstrumentSpec,
     MalformedFrameError,
     Observation,
     Ping,
@@ -48,6 +49,7 @@ from services.collector.venues.base import (
     VenueFault,
     VenueMessage,
 )
+from services.shared.decimals import InvalidDecimalError
 from services.shared.publisher import Publisher
 
 __all__ = ["Venue"]
@@ -115,7 +117,8 @@ class Venue:
         self.by_symbol = self.roster.by_symbol
         self.tape = ObservationTape(exchange, publisher.publish, self._resolve)
         self.poller = Poller(self._ask, self._on_poll, self._on_poll_failed)
-        self.roster.on_change = self._on_roster
+        self.roster.on_polls = self.poller.set_polls
+        self.roster.on_retired = self._on_retired
         self._closer = None if adapter.closes_candles else CandleCloser()
         self._handlers: dict[type, Callable[[VenueConnectionTask, Any, int], None]] = {
             TopOfBook: self._on_top,
@@ -222,6 +225,8 @@ class Venue:
         """Act when the venue's own best bid and offer has gone on without the book."""
         book, limit = feed.book, self.settings.lag_seconds
         behind = feed.lag_behind_top(now)
+        if behind <= 0:
+            feed.revivals = 0
         if behind > limit and book.in_step:
             book.on_silence(
                 f"for {behind:.1f} s the venue's best bid and offer has been ahead of the "
@@ -280,6 +285,10 @@ class Venue:
             self._dispatch(connection, message, now)
         except MalformedFrameError as error:
             self._on_malformed(connection, error, now)
+        except InvalidDecimalError as error:
+            # A quantity that is too long once it is converted; books see to theirs themselves.
+            malformed = MalformedFrameError(str(error), concerns_book=False)
+            self._on_malformed(connection, malformed, now)
         except Exception as error:
             # A fault of ours, but no frame may end the collection of everything else. Whose book it
             # was is not known: all that the connection carries are built anew.
@@ -337,8 +346,15 @@ class Venue:
         self, connection: VenueConnectionTask, message: BookSnapshot | BookHeartbeat, now: int
     ) -> None:
         feed = self.feeds.get(message.native_symbol)
-        if feed is not None:
-            feed.on_book_message(connection.connection_id, message, now)
+        if feed is None:
+            return
+        lane = connection.connection_id
+        if isinstance(message, BookSnapshot) and lane not in feed.lanes.names:
+            # It came before the acknowledgement, which must not begin anew then.
+            feed.early.add(lane)
+            feed.expects_snapshot = True
+            feed.lanes.join(lane, now)
+        feed.on_book_message(lane, message, now)
 
     def _on_control(self, connection: VenueConnectionTask, message: VenueMessage, now: int) -> None:
         """Take what is about the connection itself."""
@@ -380,8 +396,11 @@ class Venue:
 
     def join(self, feed: InstrumentFeed, lane: str, now: int) -> None:
         """Begin to take a book from a connection."""
+        if lane in feed.early:
+            feed.early.discard(lane)
+            return
         self._note("join", now, native_symbol=feed.spec.native_symbol, lane=lane)
-        feed.expects_snapshot = True
+        feed.expects_snapshot = not feed.book.in_step
         feed.lanes.join(lane, now)
 
     def on_unsubscribed(
@@ -427,6 +446,12 @@ class Venue:
         for feed in self._carried(connection):
             if feed.lanes.names == [connection.connection_id]:
                 feed.book.on_silence(f"no frame on the connection for {seconds:.1f} s", now)
+
+    def on_exhausted(self, connection: VenueConnectionTask, seconds: float) -> None:
+        """Replace a connection that may ask for nothing more by one that may."""
+        self.pool.roll_over(
+            connection, f"it may make no request for {seconds:.0f} s: the hour's are used up"
+        )
 
     def on_closed(self, connection: VenueConnectionTask, detail: str, now: int) -> None:
         """Tell the ledger and every book that nothing continues it."""
@@ -695,7 +720,7 @@ class Venue:
         if self._journal is not None:
             self._journal.note(what, now, **data)
 
-    def _on_roster(self, polls: Sequence[Poll], gone: Sequence[str]) -> None:
-        self.poller.set_polls(polls)
-        for symbol in gone:
-            self.tape.forget(symbol)
+    def _on_retired(self, spec: InstrumentSpec) -> None:
+        self.tape.forget(spec.symbol)
+        if self._closer is not None:
+            self._closer.forget(spec.native_symbol)

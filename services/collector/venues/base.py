@@ -487,6 +487,10 @@ class VenueAdapter(Protocol):
         """Whether the venue says when a candle is final; else the next one says it."""
 
     @property
+    def history_skips(self) -> bool:
+        """Whether the history of trades leaves out numbers that are no trades of the market."""
+
+    @property
     def default_rest_url(self) -> str:
         """Base of the live venue's REST interface."""
 

@@ -58,6 +58,7 @@ class BinanceAdapter:
     snapshot_source = SnapshotSource.REQUEST
     ordered_ids = True
     closes_candles = True
+    history_skips = False
 
     def __init__(self, exchange: str, own: int = 0) -> None:
         self.exchange = exchange

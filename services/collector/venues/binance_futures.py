@@ -152,6 +152,8 @@ class BinanceFutures(BinanceAdapter):
     last polled of them completes the funding rates of the stream.
     """
 
+    history_skips = True
+
     kinds = frozenset(
         (_BOOK, _TRADE, _TOP, _TICKER, _CANDLE, _FUNDING, _MARK, _INDEX, _INTEREST, _LIQUIDATION,
          _RATIO)

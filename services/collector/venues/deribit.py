@@ -94,6 +94,7 @@ class Deribit:
     snapshot_source = SnapshotSource.STREAM
     ordered_ids = False
     closes_candles = False
+    history_skips = False
     kinds = frozenset(
         {
             common_pb2.EVENT_KIND_TRADE,

@@ -83,6 +83,7 @@ class Okx:
     snapshot_source = SnapshotSource.STREAM
     ordered_ids = False
     closes_candles = True
+    history_skips = False
     kinds = _KINDS
     default_rest_url = "https://www.okx.com"
     default_ws_url = "wss://ws.okx.com:8443"

@@ -1,7 +1,7 @@
 """What the collector's tests share: captures, plain books, an output that remembers."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -78,6 +78,7 @@ class Subscriber:
     payloads: list[bytes] = field(default_factory=list)
     requests: list[int] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    is_muted: Callable[[], bool] = lambda: False
 
     def publish_update(self, payload: bytes, epoch: int, sequence: int) -> None:
         update = pb.OrderBookUpdate.FromString(payload)
@@ -128,6 +129,8 @@ class Subscriber:
         return bool(snapshot.bid_horizon or snapshot.ask_horizon)
 
     def publish_status(self, status: pb.OrderBookStatus) -> None:
+        if self.is_muted():
+            return
         self._expect(
             status.epoch == self.epoch or status.state != pb.ORDER_BOOK_STATE_SYNCED,
             f"SYNCED for the epoch whose snapshot came, {self.epoch}, got {status.epoch}",

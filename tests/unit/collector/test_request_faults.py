@@ -37,10 +37,12 @@ class Bench:
             snapshot_source=source,
             trades_request=lambda *_: request,
             decode_trades=lambda *_: [TradePrint("X", 7, 1, "1", "1", False)],
+            history_skips=False,
             snapshot_request=lambda *_: request,
         )
         self.feed = SimpleNamespace(
             spec=SimpleNamespace(native_symbol="X", symbol="X-USD"),
+            sizes=None,
             trades=SimpleNamespace(missing=None, last_id=3),
             oldest_trade=0,
             book=SimpleNamespace(in_step=False, epoch=5, sequence=6, venue_sequence=7),

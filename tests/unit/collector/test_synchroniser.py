@@ -24,6 +24,7 @@ class Bench:
             "binance", "BTC-USDT", BinanceSpot(), self.out,
             SnapshotPolicy(**policy), epoch_floor=epoch_floor,
         )  # fmt: skip
+        self.out.is_muted = lambda: self.book.muted
 
     def begin(self) -> None:
         self.book.begin(self.tick())

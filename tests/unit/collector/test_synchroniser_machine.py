@@ -53,6 +53,7 @@ class Network(RuleBasedStateMachine):
             SnapshotPolicy(every_updates=every, max_buffered=buffered, max_levels=max_levels),
             epoch_floor=floor,
         )  # fmt: skip
+        self.out.is_muted = lambda: self.book.muted
         self.asked = 0
         self.clock: list[int] = []
 
