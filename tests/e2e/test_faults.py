@@ -131,10 +131,14 @@ def trades_stored_once(mesh: Mesh) -> None:
             return ids if ids and ids[-1] >= last else None
 
         stored = wait_for(complete, f"the last trade of {exchange} {symbol} is stored")
-        assert stored == list(range(stored[0], stored[0] + len(stored))), (
-            f"trades of {exchange} {symbol} are missing, repeated or out of order"
+        # Binance's futures number what is no trade of the market (liquidations at the fund) too.
+        has_holes = exchange in ("binance_usdm", "binance_coinm")
+        ids = range(stored[0], stored[-1] + 1)
+        expected = sorted(set(stored) & set(ids)) if has_holes else list(ids)
+        assert stored == expected, (
+            f"trades of {exchange} {symbol} are missing, repeated or mixed up"
         )
-        assert set(made) & set(range(stored[0], stored[-1] + 1)) <= set(stored)
+        assert set(made) & set(ids) <= set(stored), f"trades of {exchange} {symbol} are missing"
 
 
 def test_a_quiet_mesh_serves_the_venues_books(mesh: Mesh, client: BookClient) -> None:
