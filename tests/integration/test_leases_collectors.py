@@ -57,8 +57,14 @@ class Sharing:
     """Two collectors, the venue, the broker, and who follows."""
 
     def __init__(
-        self, directory: Path, server: NatsServer, venue: SimulatedVenue, seen: Followers
+        self,
+        directory: Path,
+        server: NatsServer,
+        venue: SimulatedVenue,
+        seen: Followers,
+        exchange: str = "binance",
     ) -> None:
+        self.exchange = exchange
         self.directory = directory
         self.server = server
         self.venue = venue
@@ -74,7 +80,11 @@ class Sharing:
             "services": {"collector": {"grpc_port": 0, "http_port": 0}},
         }
         collector = collector_settings(
-            self.venue.rest_url, self.venue.ws_url, collector_id=name, leases=LEASES.model_dump()
+            self.venue.rest_url,
+            self.venue.ws_url,
+            of=self.exchange,
+            collector_id=name,
+            leases=LEASES.model_dump(),
         ).model_dump(mode="json", exclude_unset=True)
         (config / "services.yaml").write_text(yaml.safe_dump(mesh))
         (config / "collector.yaml").write_text(yaml.safe_dump(collector))
@@ -114,7 +124,7 @@ class Sharing:
             group = None
             with contextlib.suppress(MarketPrismError, TimeoutError):
                 group = await self.record()
-            owners = set(group.exchanges["binance"].owners) if group is not None else set()
+            owners = set(group.exchanges[self.exchange].owners) if group is not None else set()
             if owners == set(names):
                 return
             assert asyncio.get_running_loop().time() < deadline, (
