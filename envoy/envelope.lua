@@ -124,6 +124,10 @@ local function refused_field(message)
   if field then
     return field, "unknown parameter", "UNKNOWN_FIELD"
   end
+  field = match(message, '^"([%w_]+) is in the path')
+  if field then
+    return field, "it is in the path; leave it out of the query", "REPEATED_FIELD"
+  end
   field = match(message, '^"([%w_.]+): invalid value')
   if field then
     return field, sub(message, #field + 4, -2), "INVALID_VALUE"

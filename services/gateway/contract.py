@@ -18,10 +18,12 @@ from services.shared.errors import StartupError
 __all__ = [
     "Binding",
     "Contract",
+    "Guard",
     "Method",
     "MethodSet",
     "Service",
     "allowed_methods",
+    "guards",
     "load_contract",
 ]
 
@@ -37,6 +39,14 @@ class Binding:
 
     template: str
     """Path as `google.api.http` writes it: `/api/v1/orderbook/{exchange}/{symbol}`."""
+
+    body: str = ""
+    """Field that the body is, `*` for the whole request, empty when it has none."""
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """Fields of the request that the path has."""
+        return tuple(re.findall(r"\{([^}=]+)[^}]*\}", self.template))
 
     @property
     def segments(self) -> tuple[str, ...]:
@@ -85,6 +95,9 @@ class Method:
     bindings: tuple[Binding, ...]
     """Its REST forms; empty when REST cannot carry it."""
 
+    request: str = ""
+    """Full name of its request message."""
+
     @property
     def path(self) -> str:
         """Path of its gRPC requests."""
@@ -126,6 +139,23 @@ class MethodSet:
     """RE2 expressions of the paths."""
 
 
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """A field that some paths have in them, and that their query must not have again.
+
+    The transcoder would let the query win, and so serve another thing than the path names.
+    """
+
+    names: tuple[str, ...]
+    """The field as a query may write it: its own name and that of JSON."""
+
+    regexes: tuple[str, ...]
+    """RE2 expressions of the paths."""
+
+    exceptions: tuple[str, ...]
+    """RE2 expressions of paths that fit those and do not have the field in them."""
+
+
 @dataclass(frozen=True)
 class Contract:
     """All services of the compiled contracts."""
@@ -160,6 +190,31 @@ def allowed_methods(services: Iterable[Service]) -> tuple[MethodSet, ...]:
         verbs = {other.verb for other in bindings if binding.overlaps(other)}
         groups.setdefault(tuple(sorted(verbs)), {})[binding.regex] = None
     return tuple(MethodSet(verbs, tuple(regexes)) for verbs, regexes in sorted(groups.items()))
+
+
+def guards(services: Iterable[Service]) -> tuple[Guard, ...]:
+    """Give the fields that REST paths have in them."""
+    bindings = [
+        binding for service in services for method in service.methods for binding in method.bindings
+    ]
+    found = []
+    for variable in sorted({name for binding in bindings for name in binding.variables}):
+        with_it = [binding for binding in bindings if variable in binding.variables]
+        without = [
+            binding
+            for binding in bindings
+            if variable not in binding.variables and any(map(binding.overlaps, with_it))
+        ]
+        head, *rest = variable.split("_")
+        json_name = head + "".join(part.capitalize() for part in rest)
+        found.append(
+            Guard(
+                tuple(dict.fromkeys((variable, json_name))),
+                tuple(dict.fromkeys(binding.regex for binding in with_it)),
+                tuple(dict.fromkeys(binding.regex for binding in without)),
+            )
+        )
+    return tuple(found)
 
 
 def load_contract(path: Path) -> Contract:
@@ -203,14 +258,15 @@ def _methods(name: str, service: descriptor_pb2.ServiceDescriptorProto) -> Itera
             client_streaming=method.client_streaming,
             server_streaming=method.server_streaming,
             bindings=tuple(_bindings(method.options.Extensions[annotations_pb2.http])),
+            request=method.input_type.removeprefix("."),
         )
 
 
 def _bindings(rule: http_pb2.HttpRule) -> Iterator[Binding]:
     verb = rule.WhichOneof("pattern")
     if verb in _VERBS:
-        yield Binding(verb.upper(), getattr(rule, verb))
+        yield Binding(verb.upper(), getattr(rule, verb), rule.body)
     elif verb == "custom":
-        yield Binding(rule.custom.kind, rule.custom.path)
+        yield Binding(rule.custom.kind, rule.custom.path, rule.body)
     for further in rule.additional_bindings:
         yield from _bindings(further)

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.gateway.contract import Contract, MethodSet, Service, allowed_methods
+from services.gateway.bodies import body_tables
+from services.gateway.contract import Contract, Guard, MethodSet, Service, allowed_methods, guards
 from services.gateway.settings import GatewaySettings, ListenerSettings, UpstreamSettings
 from services.shared.errors import ConfigError
 from services.shared.settings import MeshSettings, reachable
@@ -117,11 +118,22 @@ class Listener:
     methods: tuple[MethodSet, ...]
     """REST paths by the HTTP methods they take, to answer 405."""
 
+    guards: tuple[Guard, ...]
+    """Fields that a query must not have, because the path has them."""
+
+    bodies: str
+    """Lua tables of the fields that bodies may have."""
+
     health: str
     """Cluster that `/health` goes to."""
 
     infrastructure: str
     """Cluster of reflection and gRPC health."""
+
+    @property
+    def documented(self) -> bool:
+        """Whether the REST document and its page are served here: where everything is."""
+        return self.infrastructure == GATEWAY
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +249,8 @@ def _listener(
         transcoded=tuple(service.name for service in services),
         routes=tuple(routes),
         methods=allowed_methods(services),
+        guards=guards(services),
+        bodies=body_tables(contract, services),
         health=f"{owner}_http",
         infrastructure=owner,
     )

@@ -30,6 +30,7 @@ def render_envoy(plan: EnvoyPlan, settings: GatewaySettings) -> str:
             plan=plan,
             settings=settings,
             lua=_read(settings.templates / "envelope.lua"),
+            lua_body=_read(settings.templates / "body.lua"),
         )
         yaml.safe_load(text)
     except jinja2.TemplateError as error:

@@ -93,6 +93,12 @@ class MarketData(BaseService, market_grpc.MarketDataServiceServicer):
             ]
         )
 
+    async def ListTickers(
+        self, request: market_pb2.ListTickersRequest, context: Any
+    ) -> market_pb2.ListTickersResponse:
+        self.calls[f"tickers of {request.exchange}"] += 1
+        return market_pb2.ListTickersResponse()
+
     async def StreamOrderBook(
         self, request: market_pb2.StreamOrderBookRequest, context: Any
     ) -> AsyncIterator[market_pb2.StreamOrderBookResponse]:

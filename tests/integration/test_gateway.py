@@ -326,6 +326,66 @@ async def test_a_refused_parameter_is_named(mesh: Mesh) -> None:
     assert "abc" in invalid.error["details"][0]["description"]
 
 
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [("symbol=ETH-USDT", "symbol"), ("depth=1&exchange=okx", "exchange"), ("symbol=", "symbol")],
+)
+async def test_a_query_cannot_change_what_the_path_names(
+    mesh: Mesh, query: str, field: str
+) -> None:
+    answer = await mesh.rest(f"{BOOK}?{query}")
+    assert (answer.status, answer.error["code"]) == (400, "INVALID_PARAMETER")
+    assert answer.error["details"][0]["field"] == field
+    assert "in the path" in answer.error["message"]
+
+
+@pytest.mark.parametrize("query", ["%73ymbol=ETH-USDT", "depth=1&symbo%6c=X", "%", "a&%3D=1"])
+async def test_a_name_in_the_query_cannot_hide_behind_its_encoding(mesh: Mesh, query: str) -> None:
+    answer = await mesh.rest(f"{BOOK}?{query}")
+    assert (answer.status, answer.error["code"]) == (400, "INVALID_PARAMETER")
+    assert "written plainly" in answer.error["message"]
+
+
+async def test_a_value_in_the_query_may_be_encoded(mesh: Mesh) -> None:
+    answer = await mesh.rest(f"{BOOK}?depth=%31")
+    assert len(answer.json()["data"]["order_book"]["bids"]) == 1
+
+
+async def test_a_query_may_have_what_only_other_paths_name(mesh: Mesh) -> None:
+    await mesh.rest("/api/v1/tickers?exchange=okx")
+    assert mesh.marketdata.calls["tickers of okx"] == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"instruments": [], "dept": 5}, "dept"),
+        ({"instruments": [{"exchange": "a", "symbol": "b"}, {"symbl": "c"}]}, "instruments.symbl"),
+        ({"instruments": [{"exchange": "a", "symbol": '\\"{}[]', "x": {}}]}, "instruments.x"),
+    ],
+)
+async def test_an_unknown_field_of_a_body_is_refused_and_named(
+    mesh: Mesh, body: dict[str, Any], field: str
+) -> None:
+    answer = await mesh.rest("/api/v1/orderbook:batchGet", method="POST", json=body)
+    assert (answer.status, answer.error["code"]) == (400, "INVALID_PARAMETER")
+    assert answer.error["details"][0]["field"] == field
+    assert answer.headers["x-request-id"] == answer.json()["request_id"]
+
+
+async def test_a_body_may_name_its_fields_as_json_does_and_have_any_order(mesh: Mesh) -> None:
+    body = '{ "depth" : 5 , "instruments":[ {"symbol":"\\u00e9{]","exchange":"a"} ] }'
+    answer = await mesh.rest("/api/v1/orderbook:batchGet", method="POST", data=body.encode())
+    assert answer.json()["data"]["order_books"][0]["order_book"]["symbol"] == "é{]"
+    refresh = await mesh.rest("/api/v1/orderbook/a/B/refresh", method="POST", json={})
+    assert (refresh.status, refresh.error["message"]) == (503, "not now")
+    refresh = await mesh.rest("/api/v1/orderbook/a/B/refresh", method="POST", json={"why": "x"})
+    assert refresh.error["details"][0]["field"] == "why"
+    for path_again in ({"symbol": "C"}, {"exchange": "b"}):
+        twice = await mesh.rest("/api/v1/orderbook/a/B/refresh", method="POST", json=path_again)
+        assert (twice.status, twice.error["code"]) == (400, "INVALID_PARAMETER")
+
+
 async def test_a_wrong_method_is_told_the_right_ones(mesh: Mesh) -> None:
     assert (await mesh.rest(BOOK, method="PUT")).headers["allow"] == "GET"
     head = await mesh.rest(BOOK, method="HEAD")

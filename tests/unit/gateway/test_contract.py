@@ -4,7 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from services.gateway.contract import Binding, Method, Service, allowed_methods, load_contract
+from services.gateway.bodies import body_tables
+from services.gateway.contract import (
+    Binding,
+    Method,
+    Service,
+    allowed_methods,
+    guards,
+    load_contract,
+)
 from services.gateway.settings import GatewaySettings
 from services.shared.errors import StartupError
 
@@ -72,7 +80,7 @@ def test_the_repositorys_contracts_name_their_streams() -> None:
     assert {"StreamOrderBook", "StreamTrades", "Subscribe"} <= streams
     assert "GetOrderBook" not in streams
     book = next(each for each in service.methods if each.name == "GetOrderBook")
-    assert book.bindings == (Binding("GET", "/api/v1/orderbook/{exchange}/{symbol}"),)
+    assert book.bindings[0] == Binding("GET", "/api/v1/orderbook/{exchange}/{symbol}")
     assert book.path == "/marketprism.market.v1.MarketDataService/GetOrderBook"
 
 
@@ -86,3 +94,24 @@ def test_contracts_that_cannot_be_read_are_told_with_what_to_do(
     with pytest.raises(StartupError, match="make gen") as caught:
         load_contract(path)
     assert str(path) in caught.value.message
+
+
+def test_a_path_s_fields_are_guarded_but_where_a_literal_stands_in_their_place() -> None:
+    paths = ("/jobs/{job_id}", "/jobs/watch", "/jobs/{job_id}/runs/{run}")
+    service = Service("a.v1.S", "a.v1", (method(*(Binding("GET", path) for path in paths)),))
+    found = {guard.names: guard for guard in guards([service])}
+    assert set(found) == {("job_id", "jobId"), ("run",)}
+    job = found["job_id", "jobId"]
+    assert job.regexes == ("/jobs/[^/]+", "/jobs/[^/]+/runs/[^/]+")
+    assert job.exceptions == ("/jobs/watch",)
+    assert found["run",].exceptions == ()
+
+
+def test_the_repository_s_bodies_are_told_field_by_field() -> None:
+    contract = load_contract(GatewaySettings().descriptor_set)
+    tables = body_tables(contract, contract.of_packages(["marketprism.market.v1"]))
+    assert '{"POST", "^/api/v1/orderbook:batchGet$", ' in tables
+    assert (
+        '["marketprism.market.v1.BatchGetOrderBooksRequest"] = '
+        '{depth = true, instruments = "marketprism.market.v1.InstrumentKey"}' in tables
+    )

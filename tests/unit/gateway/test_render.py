@@ -143,6 +143,7 @@ def test_an_upstream_without_a_port_is_told() -> None:
 
 def test_a_broken_template_is_told_with_its_place(tmp_path: Path) -> None:
     (tmp_path / "envelope.lua").write_text("")
+    (tmp_path / "body.lua").write_text("")
     (tmp_path / "envoy.yaml.j2").write_text("\n{{ nothing }}")
     settings = GatewaySettings(templates=tmp_path)
     with pytest.raises(StartupError, match="nothing"):
