@@ -233,6 +233,7 @@ class Roster:
             sequence=feed.book.sequence,
             venue_sequence=feed.book.venue_sequence,
         )
+        self.on_retired(spec)
 
     def _note(self, what: str, now: int, **data: Any) -> None:
         if self._journal is not None:
