@@ -33,10 +33,14 @@ class Job:
         self.cases = list(cases)
 
     @property
+    def slow(self) -> bool:
+        """Whether it mostly waits."""
+        return any(case.slow for case in self.cases)
+
+    @property
     def name(self) -> str:
         """Name of its folder."""
-        slow = "-slow" if any(case.slow for case in self.cases) else ""
-        return f"{self.facts.name}-{self.profile}{slow}"
+        return f"{self.facts.name}-{self.profile}{'-slow' if self.slow else ''}"
 
 
 def plan(only: Sequence[str] = (), *, fast: bool = False) -> list[Job]:
@@ -88,10 +92,12 @@ async def run(
 ) -> list[Outcome]:
     """Run jobs, `at_once` of them at the same time but never two on one attached collector."""
     teller = tell or Teller(sum(len(job.cases) for job in jobs) * repeat, quiet=True)
-    slots = asyncio.Semaphore(1 if attached else at_once)
+    # Those that wait for minutes do not keep the others waiting.
+    quick = asyncio.Semaphore(1 if attached else at_once)
+    patient = quick if attached else asyncio.Semaphore(at_once)
 
     async def one(job: Job) -> list[Outcome]:
-        async with slots:
+        async with patient if job.slow else quick:
             if attached:
                 rig = attached_rig(
                     job.facts, attached[job.facts.name], job.profile, compare_every=compare_every
@@ -100,6 +106,7 @@ async def run(
                 rig = own_rig(
                     job.facts, PROFILES[job.profile], directory / job.name,
                     command=command, compare_every=compare_every,
+                    depth_rate=4.0 if job.slow else 10.0,
                 )  # fmt: skip
             try:
                 async with rig as ready:

@@ -5,7 +5,7 @@ import fnmatch
 from conformance.follower import until
 from conformance.scene import Missed, Scene
 
-__all__ = ["one_corrupt", "one_cut", "one_drops", "rollover", "rollover_with_drops"]
+__all__ = ["one_corrupt", "one_cut", "one_drops", "one_of_two", "rollover", "rollover_with_drops"]
 
 _SECONDS = 40.0
 
@@ -26,7 +26,7 @@ async def rollover_with_drops(scene: Scene) -> None:
 
 async def one_cut(scene: Scene) -> None:
     """Break one of the two connections that carry the book."""
-    await scene.rig.venue.fault("cut", connection=await _one_of_two(scene), abort=True)
+    await scene.rig.venue.fault("cut", connection=await one_of_two(scene), abort=True)
     await scene.struck()
     await scene.wait("CONNECTED")
 
@@ -34,13 +34,13 @@ async def one_cut(scene: Scene) -> None:
 async def one_drops(scene: Scene) -> None:
     """Lose a frame on one of the two."""
     await scene.happened(
-        await scene.fault("drop", stream="book", connection=await _one_of_two(scene))
+        await scene.fault("drop", stream="book", connection=await one_of_two(scene))
     )
 
 
 async def one_corrupt(scene: Scene) -> None:
     """Damage a frame on one of the two."""
-    name = await _one_of_two(scene)
+    name = await one_of_two(scene)
     await scene.happened(await scene.fault("corrupt", stream="book", connection=name))
 
 
@@ -52,7 +52,7 @@ async def _replacements(scene: Scene, count: int) -> None:
         raise Missed(f"within {_SECONDS:g} s connections were not replaced {count} times")
 
 
-async def _one_of_two(scene: Scene) -> str:
+async def one_of_two(scene: Scene) -> str:
     """Give the venue's name of one of the connections that carry the instrument's book."""
     pattern = scene.rig.facts.book
     native = scene.native.lower()

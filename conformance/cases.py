@@ -54,6 +54,7 @@ class Case:
         return not self.venues or facts.name in self.venues
 
 
+_STORM = 30
 _GAP = ("GAP@ORDER_BOOK", "RESYNCING:VENUE_GAP")
 _BINANCE = ("binance", "binance_usdm", "binance_coinm")
 _MARKED = ("binance_usdm", "binance_coinm", "okx")
@@ -87,6 +88,46 @@ def _after_cut(kind: str, stream: str, **options: Any) -> Inject:
         await scene.happened(fault)
 
     return inject
+
+
+async def _all_silent(scene: Scene) -> None:
+    """Acknowledge everything on the new connections, and send nothing."""
+    fault = await scene.rig.venue.fault("silence", count=None)
+    await scene.cut()
+    await scene.happened(fault, 3 * len(scene.rig.natives))
+
+
+async def _storm(scene: Scene) -> None:
+    """Let frames of books and trades be lost, repeated, reordered and damaged, all at random."""
+    facts = scene.rig.facts
+    await _rage(scene, facts.book, facts.trade)
+
+
+async def _storm_on_one(scene: Scene) -> None:
+    """Let it happen to books on one of two connections."""
+    name = await case_overlap.one_of_two(scene)
+    await _rage(scene, scene.rig.facts.book, connection=name)
+
+
+async def _rage(scene: Scene, *streams: str, **where: str) -> None:
+    venue = scene.rig.venue
+    faults = [
+        await venue.fault(kind, stream=stream, count=None, probability=chance, **options, **where)
+        for stream in streams
+        for kind, chance, options in (
+            ("drop", 0.02, {}),
+            ("duplicate", 0.05, {}),
+            ("reorder", 0.02, {}),
+            ("corrupt", 0.01, {"mode": "types"}),
+        )
+    ]
+    deadline = time.monotonic() + 30
+    while sum([await venue.hits(fault) for fault in faults]) < _STORM:
+        if time.monotonic() > deadline:
+            raise Missed(f"within 30 s there were fewer than {_STORM} faults")
+        await asyncio.sleep(0.1)
+    await venue.clear()
+    await scene.struck()
 
 
 def _refused() -> Inject:
@@ -295,6 +336,15 @@ CASES: tuple[Case, ...] = (
         "heartbeat-refused", "pings of the client are not answered", _heartbeat_refused,
         venues=(*_BINANCE, "okx"), slow=True, whole_venue=True, recover_seconds=60,
     ),
+    Case(
+        "corrupt-trade", "a frame of trades is damaged", _frame("corrupt", "trade"),
+        ("MALFORMED_FRAME", *_TRADES), keeps_books=True,
+    ),
+    Case(
+        "silence-all", "everything is acknowledged, and nothing comes", _all_silent,
+        ("DISCONNECTED:NETWORK",), whole_venue=True,
+    ),
+    Case("storm", "30 faults at random on books and trades", _storm, whole_venue=True),
     Case("resync", "a rebuild is asked for", _resync, ("RESYNCING:REQUESTED",)),
     Case(
         "listed", "an instrument is listed", case_instruments.listed, keeps_books=True,
@@ -324,6 +374,14 @@ CASES: tuple[Case, ...] = (
     Case(
         "one-of-two-corrupt", "a frame of one of two connections is damaged",
         case_overlap.one_corrupt, ("MALFORMED_FRAME",), keeps_books=True, profile="redundant",
+    ),
+    Case(
+        "storm-on-one", "30 faults at random on one of two connections", _storm_on_one,
+        keeps_books=True, profile="redundant",
+    ),
+    Case(
+        "storm-on-two", "30 faults at random where books have two connections", _storm,
+        whole_venue=True, profile="redundant",
     ),
     Case(
         "both-drop", "both connections lose the same frame", _frame("drop"), _GAP,
