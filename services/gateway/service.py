@@ -2,14 +2,16 @@
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import grpc
+from aiohttp import web
 
 from services.gateway.admin import UpstreamState
 from services.gateway.contract import Contract, load_contract
+from services.gateway.documentation import documentation_routes, served_document
 from services.gateway.endpoints import EndpointFiles
 from services.gateway.envoy import EnvoyProcess
 from services.gateway.infrastructure import MeshHealth, add_mesh_reflection, make_pool
@@ -129,6 +131,16 @@ class GatewayService(BaseService):
 
     def register(self, server: grpc.aio.Server) -> None:
         """Add nothing: what the gateway serves itself is reflection and health."""
+
+    def http_routes(self) -> Sequence[web.RouteDef]:
+        """Serve the OpenAPI document of what is deployed, and the page to read it."""
+        deployed = [
+            package
+            for upstream in self.settings.upstreams.values()
+            if upstream.enabled
+            for package in upstream.packages
+        ]
+        return documentation_routes(served_document(self.settings.openapi, deployed))
 
     def dependencies(self) -> Mapping[str, DependencyStatus]:
         """Envoy, without which nothing works, and every upstream, without which a part does."""

@@ -223,6 +223,9 @@ class GatewaySettings(SettingsModel):
     descriptor_set: Path = _REPOSITORY / "gen" / "descriptors" / "marketprism.binpb"
     """Compiled contracts with their imports, for transcoding and reflection."""
 
+    openapi: Path = _REPOSITORY / "gen" / "openapi" / "marketprism.json"
+    """OpenAPI document of the contracts; `/openapi.json` has the part of it that is deployed."""
+
     templates: Path = _REPOSITORY / "envoy"
     """Directory of `envoy.yaml.j2` and what it includes."""
 

@@ -1,7 +1,7 @@
-"""The HTTP side of every service: `/health` and `/metrics`, and nothing else."""
+"""The HTTP side of every service: `/health`, `/metrics`, and what a service adds of its own."""
 
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -23,11 +23,13 @@ async def serve_http(
     setting: str,
     health: Callable[[], tuple[int, dict[str, Any]]],
     registry: CollectorRegistry,
+    more: Sequence[web.RouteDef] = (),
 ) -> AsyncIterator[int]:
     """Serve `/health` and `/metrics`, and give the real port.
 
     `health` gives the HTTP status and the JSON of `/health`; `setting` names the port's key in
-    the configuration, for the error when it is taken (`StartupError`).
+    the configuration, for the error when it is taken (`StartupError`). `more` is what the service
+    serves beside.
     """
 
     async def get_health(_request: web.Request) -> web.Response:
@@ -41,6 +43,7 @@ async def serve_http(
     app = web.Application(middlewares=[_errors_as_json])
     app.router.add_get("/health", get_health)
     app.router.add_get("/metrics", get_metrics)
+    app.router.add_routes(more)
     listening = bind_socket(host, port, setting)
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
     try:
@@ -71,16 +74,18 @@ async def _errors_as_json(
         return response
     except web.HTTPException as error:
         code = {404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED"}.get(error.status, "BAD_REQUEST")
+        paths = sorted({r.resource.canonical for r in request.app.router.routes() if r.resource})
         answer = _json(
             {
                 "success": False,
                 "error": {
                     "code": code,
-                    "message": f"{request.method} {request.path} is not here; "
-                    "GET /health and GET /metrics are",
+                    "message": f"{request.method} {request.path} is not here; GET "
+                    f"{', '.join(paths)} is",
                     "details": [],
                 },
-                "timestamp": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
+                "timestamp": datetime.now(UTC).isoformat(timespec="milliseconds")[:-6] + "Z",
+                "request_id": request.headers.get("x-request-id", ""),
             },
             error.status,
         )

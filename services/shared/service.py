@@ -9,13 +9,14 @@ import abc
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import grpc
 import structlog
+from aiohttp import web
 from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -108,6 +109,10 @@ class BaseService(abc.ABC):
     @abc.abstractmethod
     def register(self, server: grpc.aio.Server) -> None:
         """Add the servicers to the server."""
+
+    def http_routes(self) -> Sequence[web.RouteDef]:
+        """Give what the service serves over HTTP beside `/health` and `/metrics`."""
+        return ()
 
     def dependencies(self) -> Mapping[str, DependencyStatus]:
         """Give the present, true state of each dependency; called every second, so cheap."""
@@ -294,6 +299,7 @@ class BaseService(abc.ABC):
                 setting=f"services.{self.name}.http_port",
                 health=self.health,
                 registry=self.metrics.registry,
+                more=self.http_routes(),
             )
         )
         stack.push_async_callback(self._drain, server)

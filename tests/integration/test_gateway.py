@@ -627,3 +627,44 @@ async def test_answers_tell_nothing_of_the_inside(mesh: Mesh) -> None:
     answer = await mesh.rest(BOOK)
     assert answer.headers["server"] == "marketprism"
     assert not [name for name in answer.headers if name.startswith("x-envoy")]
+
+
+# ---- the description of the API
+
+
+async def test_the_description_of_what_is_deployed_is_served(mesh: Mesh) -> None:
+    answer = await mesh.rest("/openapi.json")
+    assert (answer.status, answer.headers["content-type"]) == (
+        200,
+        "application/json; charset=utf-8",
+    )
+    paths = answer.json()["paths"]
+    assert "/api/v1/orderbook/{exchange}/{symbol}" in paths
+    assert not [path for path in paths if path.startswith("/api/v1/broker")], "broker is not here"
+
+
+async def test_the_description_is_not_sent_again_to_who_has_it(mesh: Mesh) -> None:
+    first = await mesh.rest("/openapi.json")
+    assert first.headers["content-encoding"] == "gzip"
+    assert "max-age" in first.headers["cache-control"]
+    again = await mesh.rest("/openapi.json", headers={"if-none-match": first.headers["etag"]})
+    assert (again.status, again.text) == (304, "")
+    plain = await mesh.rest("/openapi.json", headers={"accept-encoding": "identity"})
+    assert "content-encoding" not in plain.headers
+    assert plain.headers["etag"] != first.headers["etag"]
+    assert plain.json() == first.json()
+    head = await mesh.rest("/openapi.json", method="HEAD")
+    assert (head.status, head.text) == (200, "")
+
+
+async def test_a_page_shows_the_description(mesh: Mesh) -> None:
+    for path in ("/docs", "/docs/"):
+        answer = await mesh.rest(path)
+        assert (answer.status, answer.headers["content-type"]) == (200, "text/html; charset=utf-8")
+        assert "default-src 'none'" in answer.headers["content-security-policy"]
+        assert "/openapi.json" in answer.text
+    post = await mesh.rest("/openapi.json", method="POST")
+    assert (post.status, post.json()["error"]["code"]) == (405, "METHOD_NOT_ALLOWED")
+    more = await mesh.rest("/docs/more")
+    assert (more.status, more.json()["error"]["code"]) == (404, "NOT_FOUND")
+    assert (await mesh.rest("/docs", listener="collector")).error["code"] == "NOT_FOUND"
