@@ -63,6 +63,10 @@ format: $(VENV)/.dev ## Format Python and contracts
 gen: $(VENV)/.dev ## Regenerate gen/ from proto/
 	$(BIN)/python -m tools.gen
 
+.PHONY: soak
+soak: $(VENV)/.dev ## Ten minutes of misbehaving venues, every book compared (SOAK_ARGS=..., docs/soak.md)
+	$(BIN)/python -m benchmarks.soak $(SOAK_ARGS)
+
 bench: $(VENV)/.dev ## Benchmarks, each beside its floor (BENCH_ARGS=...)
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
