@@ -376,15 +376,6 @@ async def test_bad_requests_name_the_field_or_the_instrument(
         assert error.reason == "EXCHANGE_NOT_FOUND"
         assert "did you mean binance" in error.message
 
-        for call in (
-            stub.GetTicker(pb.GetTickerRequest(**KEY)),
-            stub.StreamMarketData(
-                pb.StreamMarketDataRequest(instruments=["*"], kinds=[common_pb2.EVENT_KIND_TRADE])
-            ).read(),
-            stub.Subscribe(iter(())).read(),
-        ):
-            assert (await refused(call)).reason == "NOT_IMPLEMENTED"
-
 
 async def test_lists_are_paged_and_tokens_are_bound_to_their_filter(
     nats: NatsServer, venue: Venue, tmp_path: Path
