@@ -5,7 +5,7 @@ A recording holds every frame and REST answer, and in `config` records the other
 in place of the clock, so that epochs, receive times and message ids come out the same too.
 """
 
-from collections.abc import Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry, Counter
 
 from services.collector.connection import VenueConnectionTask
 from services.collector.feed import InstrumentFeed
+from services.collector.leases_group import slot_of
 from services.collector.ledger import Ledger
 from services.collector.settings import ExchangeSettings
 from services.collector.synchroniser import SnapshotPolicy
@@ -103,8 +104,10 @@ class _Venue:
         settings = ExchangeSettings.model_validate(begin["settings"])
         self.adapter: VenueAdapter = adapter_for_exchange(exchange, settings.option_families)
         policy = SnapshotPolicy(**begin["policy"])
+        self.shares: Callable[[str], bool] = lambda symbol: True
         self.venue = Venue(
             exchange, self.adapter, settings, None, events, ledger, policy, _no_task,  # type: ignore[arg-type]
+            shares=lambda symbol: self.shares(symbol),
         )  # fmt: skip
         # Connections and polls are what the recording says; subscriptions are not made again.
         self.venue.pool.add = lambda subscriptions: None  # type: ignore[method-assign]
@@ -140,6 +143,10 @@ class _Venue:
         handler(data, now)
 
     # Inputs, by name.
+
+    def _on_shares(self, data: dict[str, Any], now: int) -> None:
+        slots, assigned = data["slots"], frozenset(data["assigned"])
+        self.shares = lambda symbol: slot_of(symbol, slots) in assigned
 
     def _on_tick(self, data: dict[str, Any], now: int) -> None:
         self.venue.tick(now, roomy=data["roomy"])

@@ -162,6 +162,8 @@ class CollectorService(BaseService):
             venue.note_begin(
                 self.settings.collector_id, self._start_time, first=venue is self.venues[0]
             )
+            if self._sharing is not None:
+                venue.note_shares(self.settings.leases.slots, (), self._start_time)
             venue.on_lifetime(integrity.INTEGRITY_KIND_COLLECTOR_STARTED, self._start_time)
             self.spawn(venue.run(), venue.exchange)
         if self._sharing is not None:

@@ -1,6 +1,7 @@
 """Puts leases into effect: which instruments this collector has, and what it may let out."""
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
@@ -41,6 +42,7 @@ class Sharing:
             self._on_change,
             self._on_suspended,
         )
+        self._slots = settings.slots
         self._venues = venues
         self._spawn = spawn
         self._leaving = False
@@ -90,6 +92,7 @@ class Sharing:
         venue = next((each for each in self._venues if each.exchange == change.exchange), None)
         if venue is None:
             return
+        venue.note_shares(self._slots, change.assigned, time.time_ns())
         if change.lost:
             self._give_up(venue, change)
         if self._leaving:

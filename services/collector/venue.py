@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
 import structlog
@@ -171,6 +171,10 @@ class Venue:
             settings=self.settings.model_dump(mode="json"),
             policy=self._policy.as_dict(),
         )
+
+    def note_shares(self, slots: int, assigned: Iterable[int], now: int) -> None:
+        """Write into the recording which slots, of so many, this collector has from now on."""
+        self._note("shares", now, slots=slots, assigned=sorted(assigned))
 
     async def run(self) -> None:
         """Collect until cancelled."""

@@ -1,5 +1,6 @@
 """A recording gives the same events again, byte for byte, whatever went wrong while it was made."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from services.collector.leases import LeaseChange, LeaseManager, LeaseSettings
 from services.collector.replay import ReplayedEvent, replay
 from services.collector.service import CollectorService
 from services.collector.settings import CollectorSettings
@@ -28,7 +30,7 @@ _FAULTS: tuple[dict[str, Any], ...] = (
 
 @contextlib.asynccontextmanager
 async def recording(
-    directory: Path, exchange: str
+    directory: Path, exchange: str, **more: Any
 ) -> AsyncIterator[tuple[CollectorService, SimulatedVenue, list[ReplayedEvent]]]:
     """Run a collector that records, and note what it publishes."""
     protocol = VENUES[exchange]()
@@ -58,6 +60,7 @@ async def recording(
                     },
                     "books": {"snapshot_every_updates": 40, "snapshot_every_seconds": 1},
                     "recording": {"directory": str(directory / "recording")},
+                    **more,
                 }
             ),
         )
@@ -97,13 +100,57 @@ async def test_a_recording_gives_the_same_events_again(tmp_path: Path, exchange:
         await until(in_step, "the book is rebuilt")
         count = len(published)
         await until(lambda: len(published) > count + 200, "more is told")
-    files = sorted((tmp_path / "recording").iterdir())
-    again = list(replay(files))
+    replays(tmp_path, published)
+    kinds = {event.subject.split(".")[1] for event in published}
+    assert {"order_book_update", "trade", "best_bid_offer", "integrity", "ticker"} <= kinds
+
+
+async def test_a_recording_of_one_of_several_collectors_gives_its_own_events_again(
+    tmp_path: Path,
+) -> None:
+    """What another one collects at the time is not told by the replay either."""
+    leases = {"enabled": True, "slots": 16, "lease_seconds": 2.0, "renew_seconds": 0.2}
+    async with recording(tmp_path, "okx", leases=leases) as (service, venue, published):
+        collected = service.venues[0]
+        everything = len(venue.market.symbols)
+        await until(
+            lambda: (
+                len(collected.feeds) == everything
+                and all(feed.book.in_step for feed in collected.feeds.values())
+            ),
+            "it has everything",
+        )
+        released: list[LeaseChange] = []
+        other = LeaseManager(
+            service.mesh.nats.url,
+            "other",
+            {"okx": 16},
+            LeaseSettings.model_validate(leases),
+            released.append,
+            lambda suspended: None,
+        )
+        running = asyncio.create_task(other.run())
+        try:
+            await until(lambda: 0 < len(collected.feeds) < everything, "some are handed over")
+            count = len(published)
+            await until(lambda: len(published) > count + 100, "more is told")
+        finally:
+            await other.stop()
+            await running
+        await until(lambda: len(collected.feeds) == everything, "it has everything again")
+        await until(
+            lambda: all(feed.book.in_step for feed in collected.feeds.values()), "all in step"
+        )
+    replays(tmp_path, published)
+    assert any(event.subject.startswith("market.index_price.") for event in published)
+
+
+def replays(directory: Path, published: list[ReplayedEvent]) -> None:
+    """See that the recording gives just what was published."""
+    again = list(replay(sorted((directory / "recording").iterdir())))
     for index, (live, replayed) in enumerate(zip(published, again, strict=False)):
         assert replayed == live, f"event {index} of {len(published)}: {live.subject}"
     assert len(again) == len(published) > 300
-    kinds = {event.subject.split(".")[1] for event in published}
-    assert {"order_book_update", "trade", "best_bid_offer", "integrity", "ticker"} <= kinds
 
 
 def test_a_capture_of_another_origin_is_refused_with_what_to_do(tmp_path: Path) -> None:
