@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="marketprism-bench-") as name, running_mesh(
         Path(name),
-        "--simulated",
+        "--simulated", "--exchanges", "binance",
         "--symbol-count", str(options.symbols),
         "--depth-rate", str(options.rate),
         "--trade-rate", str(options.trade_rate),

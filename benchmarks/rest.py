@@ -206,7 +206,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="marketprism-bench-") as name:
         directory = Path(name)
-        with running_mesh(directory, "--simulated", seconds=120) as mesh:
+        with running_mesh(directory, "--simulated", "--exchanges", "binance", seconds=120) as mesh:
             wait_for(mesh.books_in_step, "every book is in step", 60)
             with _bare_envoy(mesh, directory) as (bare, bare_pid):
                 marketdata = mesh.pid("marketdata")
