@@ -18,7 +18,12 @@ from services.collector.ledger import Ledger
 from services.collector.settings import ExchangeSettings
 from services.collector.synchroniser import SnapshotPolicy
 from services.collector.venue import Venue
-from services.collector.venues.base import BookSnapshot, InstrumentSpec, Observation, TradePrint
+from services.collector.venues.base import (
+    BookSnapshot,
+    InstrumentSpec,
+    Observation,
+    TradePrint,
+)
 from services.collector.venues.binance_spot import BinanceSpot
 from tests.unit.collector.support import diff
 from tests.unit.collector.test_feed import SECOND, T0, Outbox
