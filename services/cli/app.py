@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from services.cli.completion import complete_exchange, complete_symbol
 from services.cli.failures import EXIT_FAILURE, readable_errors
 
 __all__ = ["app", "run"]
@@ -17,7 +18,6 @@ app = typer.Typer(
     help="A gRPC-first service mesh for crypto market data: bring it up, look into it, replay "
     "what it recorded.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -83,12 +83,16 @@ Speed = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Exchange = Annotated[str, typer.Argument(help="Venue id, such as binance or okx.")]
+Exchange = Annotated[
+    str,
+    typer.Argument(help="Venue id, such as binance or okx.", autocompletion=complete_exchange),
+]
 Symbol = Annotated[
     str,
     typer.Argument(
         help="Canonical symbol: BTC-USDT, BTC-USDT-PERP, BTC-USD-20261225, "
-        "BTC-USD-20261225-60000-C."
+        "BTC-USD-20261225-60000-C.",
+        autocompletion=complete_symbol,
     ),
 ]
 Address = Annotated[
@@ -326,6 +330,32 @@ def trades(
         where = gateway_address(address, data_dir, config_dir)
     with readable_errors(where), contextlib.suppress(KeyboardInterrupt):
         run_async(print_trades(where, exchange, symbol, as_json=as_json, count=count))
+
+
+@app.command(rich_help_panel="Look")
+def instruments(
+    exchange: Annotated[
+        str,
+        typer.Argument(
+            help="Only this venue.", show_default=False, autocompletion=complete_exchange
+        ),
+    ] = "",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object a line and instrument.")
+    ] = False,
+    address: Address = None,
+    data_dir: DataDir = None,
+    config_dir: ConfigDir = None,
+) -> None:
+    """List what is collected: symbols, the venues' own names, units, steps, expiries."""
+    from services.cli.client import gateway_address, run_async
+    from services.cli.instruments import print_instruments
+
+    with readable_errors():
+        where = gateway_address(address, data_dir, config_dir)
+    with readable_errors(where):
+        count = run_async(print_instruments(where, exchange, as_json=as_json))
+    raise typer.Exit(0 if count else EXIT_FAILURE)
 
 
 @app.command(rich_help_panel="Recordings")

@@ -46,6 +46,9 @@ def error_lines(error: MarketPrismError, *, address: str = "") -> list[str]:
     kind = code if error.reason == code else f"{code}, {error.reason}"
     facts = "".join(f" {key}={value}" for key, value in sorted(error.metadata.items()))
     lines.append(f"  ({kind}{facts})")
+    if error.reason == "INSTRUMENT_NOT_FOUND":
+        exchange = error.metadata.get("exchange", "")
+        lines.append(f"  `marketprism instruments {exchange}` lists those that there are")
     if error.retry_after is not None:
         lines.append(f"  try again in {error.retry_after:g} s")
     return lines

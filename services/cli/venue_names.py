@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-__all__ = ["can_match", "native_name"]
+__all__ = ["VENUES", "can_match", "native_name"]
 
 _SYMBOL = re.compile(
     r"(?P<base>[A-Z0-9]+)-(?P<quote>[A-Z0-9]+)"
@@ -21,6 +21,10 @@ _FORMS: Mapping[str, frozenset[str]] = {
     "deribit": frozenset({_PERPETUAL, _FUTURE, _OPTION}),
 }
 """What the instruments of a venue are; Deribit's few spot pairs are left to the configuration."""
+
+
+VENUES = tuple(_FORMS)
+"""Every venue that can be collected."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -247,6 +247,11 @@ def test_a_mesh_comes_up_answers_and_leaves_nothing_behind(tmp_path: Path, mode:
         trades = mesh.run("trades", "binance", SYMBOL, "--json", "-n", "2", "--address", address)
         assert trades.returncode == 0, trades.stderr
         assert [json.loads(line)["symbol"] for line in trades.stdout.splitlines()] == [SYMBOL] * 2
+        listed = mesh.run("instruments", "okx", "--json", "--address", address)
+        assert listed.returncode == 0, listed.stderr
+        names = {each["symbol"]: each for each in map(json.loads, listed.stdout.splitlines())}
+        assert names["BTC-USD-PERP"]["native_symbol"] == "BTC-USD-SWAP"
+        assert names["BTC-USD-PERP"]["quantity_unit"] == "QUANTITY_UNIT_QUOTE"
         missing = mesh.run("book", "binance", "NO-SUCH", "--once", "--address", address)
         assert missing.returncode == 1
         assert "INSTRUMENT_NOT_FOUND" in missing.stderr

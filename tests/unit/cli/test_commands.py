@@ -5,9 +5,11 @@ import re
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from services.cli.app import app
+from services.cli.completion import complete_exchange, complete_symbol
 from services.cli.failures import error_lines
 from services.cli.port_plan import find_free_ports
 from services.shared.errors import (
@@ -54,10 +56,20 @@ def runner() -> CliRunner:
 def test_help_names_every_command(runner: CliRunner) -> None:
     result = runner.invoke(app, ["--help"])
     assert result.exit_code == 0
-    for command in ("up", "status", "book", "trades", "verify", "record", "version"):
+    commands = ("up", "status", "book", "trades", "instruments", "verify", "record", "version")
+    for command in commands:
         assert re.search(rf"^\W*{command}\s", result.output, re.MULTILINE)
         told = runner.invoke(app, [command, "--help"])
         assert told.exit_code == 0
+
+
+def test_venues_are_offered_to_the_shell_and_symbols_only_when_somebody_answers() -> None:
+    assert complete_exchange("bin") == ["binance", "binance_us", "binance_usdm", "binance_coinm"]
+    assert complete_exchange("x") == []
+    (port,) = find_free_ports("127.0.0.1", 1)
+    context = typer.Context(typer.main.get_command(app))
+    context.params = {"exchange": "okx", "address": f"127.0.0.1:{port}"}
+    assert complete_symbol(context, "BTC") == []
 
 
 def test_version_names_the_engines(runner: CliRunner) -> None:
@@ -164,6 +176,8 @@ def test_unavailable_with_a_reason_is_an_answer_not_a_missing_gateway() -> None:
 def test_configuration_problems_are_shown_as_they_are() -> None:
     assert error_lines(ConfigError("2 problems:\n  a\n  b")) == ["2 problems:", "  a", "  b"]
     assert error_lines(StartupError("port 1 is taken")) == ["port 1 is taken"]
-    assert error_lines(NotFound("no such book", reason="INSTRUMENT_NOT_FOUND"))[1] == (
-        "  (NOT_FOUND, INSTRUMENT_NOT_FOUND)"
-    )
+    missing = NotFound("no such book", reason="INSTRUMENT_NOT_FOUND", metadata={"exchange": "okx"})
+    assert error_lines(missing)[1:] == [
+        "  (NOT_FOUND, INSTRUMENT_NOT_FOUND exchange=okx)",
+        "  `marketprism instruments okx` lists those that there are",
+    ]
