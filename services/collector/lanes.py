@@ -110,6 +110,15 @@ class BookLanes:
         # One that is left may be behind: it is alone once it has brought something new.
         return True
 
+    def pause(self, name: str, now: int) -> None:
+        """Take note that a connection tells nothing until it joins again.
+
+        A book that another one carries goes on from that alone; what is to become of a book that
+        nobody else carries was decided when the subscription was begun anew.
+        """
+        if self._book.in_step and len(self._lanes) > 1:
+            self.leave(name, now)
+
     def heard(self, name: str) -> int:
         """When a connection last told something of the book, nanoseconds; 0 when never."""
         lane = self._lanes.get(name)

@@ -40,6 +40,8 @@ class _Watched:
     """When it was last heard or looked into."""
     patience: float = 1.0
     silent: bool = False
+    suspect: bool = False
+    """Whether another connection was found to have told more at the last look."""
     trade: int = 0
     """Receive time of the last trade when it was last heard, of what tells changes only."""
     checked_at: float = 0.0
@@ -127,7 +129,7 @@ class QuietWatch:
             self._told[key] = last
             watched.looked_at = now
             watched.patience = 1.0
-            watched.silent = False
+            watched.silent = watched.suspect = False
             watched.trade = self._last_trade(topic)
             return
         silent = now - watched.looked_at
@@ -140,11 +142,20 @@ class QuietWatch:
                 return
         if not due:
             return
-        watched.looked_at = now
-        watched.patience = min(2 * watched.patience, _MOST_PATIENCE)
         subscription = topic.subscription
         feed = self._feed_of(subscription.native_symbol) if subscription.native_symbol else None
-        if feed is not None and _BOOK in subscription.kinds and feed.book.in_step:
+        book = feed if feed is not None and _BOOK in subscription.kinds else None
+        told = book is not None and len(book.lanes.names) > 1 and book.book.receive_time > last
+        if told and not watched.suspect:
+            # Another connection has told what this one has not: it may be about to.
+            watched.suspect = True
+            return
+        watched.suspect = False
+        watched.looked_at = now
+        watched.patience = min(2 * watched.patience, _MOST_PATIENCE)
+        if told:
+            self._renew(connection, topic, watched, silent)
+        elif feed is not None and _BOOK in subscription.kinds and feed.book.in_step:
             self.probes += 1
 
             def done(agree: bool | None, seconds: float = silent) -> None:

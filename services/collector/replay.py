@@ -158,6 +158,10 @@ class _Venue:
         if (feed := self.feed(data)) is not None:
             self.venue.join(feed, data["lane"], now)
 
+    def _on_pause(self, data: dict[str, Any], now: int) -> None:
+        if (feed := self.feed(data)) is not None:
+            self.venue.pause(feed, data["lane"], now)
+
     def _on_silent(self, data: dict[str, Any], now: int) -> None:
         self.venue.on_silent(self.connection(data["connection"]), data["seconds"], now)
 

@@ -410,7 +410,16 @@ class Venue:
     def on_unsubscribed(
         self, connection: VenueConnectionTask, topics: Sequence[Topic], now: int
     ) -> None:
-        """Take note that nothing of these comes for now."""
+        """Let the connection's part in these books go: nothing of them comes for now."""
+        for topic in topics:
+            feed = self.feeds.get(topic.subscription.native_symbol)
+            if feed is not None and _BOOK in topic.subscription.kinds:
+                self.pause(feed, connection.connection_id, now)
+
+    def pause(self, feed: InstrumentFeed, lane: str, now: int) -> None:
+        """Take a book no more from a connection until it joins again."""
+        self._note("pause", now, native_symbol=feed.spec.native_symbol, lane=lane)
+        feed.lanes.pause(lane, now)
 
     def on_refused(
         self, connection: VenueConnectionTask, topics: Sequence[Topic], now: int

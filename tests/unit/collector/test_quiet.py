@@ -47,7 +47,8 @@ class Bench:
         self.best = (("9", "1"), ("10", "1"))
         levels = SimpleNamespace(best_bid=lambda: self.best[0], best_ask=lambda: self.best[1])
         self.feed = SimpleNamespace(
-            book=SimpleNamespace(in_step=True, book=levels),
+            book=SimpleNamespace(in_step=True, book=levels, receive_time=0),
+            lanes=SimpleNamespace(names=["c"]),
             last_trade_time=0,
             last_top=SimpleNamespace(bid=("9", "1"), ask=("10", "1")),
         )
@@ -315,6 +316,32 @@ def test_a_book_that_is_not_in_step_has_nothing_to_compare_and_begins_anew() -> 
     bench.feed.book.in_step = False
     bench.wait(10.0)
     assert (bench.looks, one.renewed) == ([], ["book"])
+
+
+def test_a_book_that_only_the_other_connection_tells_is_begun_anew_where_it_is_silent() -> None:
+    """Held against the venue it is right: the other one sees to that, as long as it lives."""
+    one, two = Connection("one", book()), Connection("two", book())
+    bench = Bench(one, two)
+    bench.feed.lanes.names = ["one", "two"]
+    bench.last["two", "book"] = 1
+    for number in range(2, 25):
+        bench.wait(0.5)
+        bench.last["one", "book"] = bench.feed.book.receive_time = number
+        bench.look()
+    assert (one.renewed, two.renewed) == ([], ["book"])
+    assert bench.looks == []
+
+
+def test_a_change_that_the_other_connection_told_a_moment_ago_proves_nothing() -> None:
+    one, two = Connection("one", book()), Connection("two", book())
+    bench = Bench(one, two)
+    bench.feed.lanes.names = ["one", "two"]
+    bench.wait(9.5)
+    bench.last["one", "book"] = bench.feed.book.receive_time = 5
+    bench.wait(0.5)
+    bench.last["two", "book"] = 6
+    bench.wait(5.0)
+    assert (one.renewed, two.renewed) == ([], [])
 
 
 # Trades

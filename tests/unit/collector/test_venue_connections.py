@@ -191,3 +191,40 @@ def test_a_book_is_not_held_against_a_top_in_another_unit() -> None:
     feed.on_diff(bench.connection.connection_id, diff(104, 104), T0 + SECOND)
     assert feed.book.in_step
     assert feed.top_mismatches == 0
+
+
+def test_a_subscription_that_begins_anew_does_not_carry_the_book_meanwhile() -> None:
+    """If the other connection ends just then, the book must not wait for nothing, in step."""
+    bench = Bench()
+    bench.in_step()
+    new = second(bench)
+    (feed,) = bench.feeds
+    for lane in (new, bench.connection):
+        feed.on_diff(lane.connection_id, diff(102, 102), T0)
+    topics = [t for t in new.topics.topics.values() if t.subscription.topic.endswith("depth@100ms")]
+    bench.venue.on_unsubscribed(new, topics, T0)
+    bench.venue.on_closed(bench.connection, "cut", T0)
+    assert not feed.book.in_step
+    bench.venue.on_subscribed(new, topics, T0)
+    feed.book.on_snapshot(BookSnapshot(110, [("10", "1")], [("11", "1")]), T0)
+    feed.on_diff(new.connection_id, diff(111, 111), T0)
+    assert feed.book.in_step
+
+
+def test_a_subscription_that_begins_anew_joins_a_book_that_goes_on() -> None:
+    bench = Bench()
+    bench.in_step()
+    new = second(bench)
+    (feed,) = bench.feeds
+    epoch = feed.book.epoch
+    for lane in (new, bench.connection):
+        feed.on_diff(lane.connection_id, diff(102, 102), T0)
+    topics = [t for t in new.topics.topics.values() if t.subscription.topic.endswith("depth@100ms")]
+    bench.venue.on_unsubscribed(new, topics, T0)
+    feed.on_diff(bench.connection.connection_id, diff(103, 103), T0)
+    bench.venue.on_subscribed(new, topics, T0)
+    for lane in (bench.connection, new):
+        feed.on_diff(lane.connection_id, diff(104, 104), T0)
+    bench.venue.on_closed(bench.connection, "cut", T0)
+    feed.on_diff(new.connection_id, diff(105, 105), T0)
+    assert (feed.book.in_step, feed.book.epoch, feed.book.venue_sequence) == (True, epoch, 105)
