@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 from google.api import (  # type: ignore[import-untyped]  # the package ships no type stubs
@@ -51,19 +51,12 @@ class Binding:
     @property
     def segments(self) -> tuple[str, ...]:
         """The path's parts, `*` for a variable, `**` for one that spans the rest."""
-        path = re.sub(r"\{[^}=]+\}", "*", self.template)
-        path = re.sub(r"\{[^}=]+=([^}]+)\}", r"\1", path)
-        return tuple(path.removeprefix("/").split("/"))
+        return _segments(self.template)
 
     @property
     def regex(self) -> str:
         """RE2 expression of the path."""
-        parts = []
-        for segment in self.segments:
-            stem, colon, verb = segment.partition(":")
-            part = {"*": "[^/]+", "**": ".+"}.get(stem, re.escape(stem).replace(r"\-", "-"))
-            parts.append(part + colon + re.escape(verb))
-        return "/" + "/".join(parts)
+        return _regex(self.template)
 
     def overlaps(self, other: "Binding") -> bool:
         """Whether some path fits both."""
@@ -138,6 +131,9 @@ class MethodSet:
     regexes: tuple[str, ...]
     """RE2 expressions of the paths."""
 
+    exceptions: tuple[str, ...] = ()
+    """RE2 expressions of paths that may fit those and take other methods."""
+
 
 @dataclass(frozen=True, slots=True)
 class Guard:
@@ -180,16 +176,26 @@ class Contract:
 def allowed_methods(services: Iterable[Service]) -> tuple[MethodSet, ...]:
     """Group the REST paths of services by the HTTP methods that they take.
 
-    Where two paths could be the same request, each takes the methods of both.
+    A request that also fits another path with other methods is an exception: nothing is said of it.
     """
     bindings = [
         binding for service in services for method in service.methods for binding in method.bindings
     ]
-    groups: dict[tuple[str, ...], dict[str, None]] = {}
+    verbs_of: dict[str, set[str]] = {}
     for binding in bindings:
-        verbs = {other.verb for other in bindings if binding.overlaps(other)}
-        groups.setdefault(tuple(sorted(verbs)), {})[binding.regex] = None
-    return tuple(MethodSet(verbs, tuple(regexes)) for verbs, regexes in sorted(groups.items()))
+        verbs_of.setdefault(binding.regex, set()).add(binding.verb)
+    groups: dict[tuple[str, ...], tuple[dict[str, None], dict[str, None]]] = {}
+    for binding in bindings:
+        verbs = verbs_of[binding.regex]
+        regexes, exceptions = groups.setdefault(tuple(sorted(verbs)), ({}, {}))
+        regexes[binding.regex] = None
+        for other in bindings:
+            if not verbs_of[other.regex] <= verbs and binding.overlaps(other):
+                exceptions[other.regex] = None
+    return tuple(
+        MethodSet(verbs, tuple(regexes), tuple(exceptions))
+        for verbs, (regexes, exceptions) in sorted(groups.items())
+    )
 
 
 def guards(services: Iterable[Service]) -> tuple[Guard, ...]:
@@ -241,6 +247,24 @@ def load_contract(path: Path) -> Contract:
             metadata={"path": path},
         )
     return Contract(files, tuple(services))
+
+
+# Every path is held against every other.
+@cache
+def _segments(template: str) -> tuple[str, ...]:
+    path = re.sub(r"\{[^}=]+\}", "*", template)
+    path = re.sub(r"\{[^}=]+=([^}]+)\}", r"\1", path)
+    return tuple(path.removeprefix("/").split("/"))
+
+
+@cache
+def _regex(template: str) -> str:
+    parts = []
+    for segment in _segments(template):
+        stem, colon, verb = segment.partition(":")
+        part = {"*": "[^/]+", "**": ".+"}.get(stem, re.escape(stem).replace(r"\-", "-"))
+        parts.append(part + colon + re.escape(verb))
+    return "/" + "/".join(parts)
 
 
 def _services(files: descriptor_pb2.FileDescriptorSet) -> Iterator[Service]:

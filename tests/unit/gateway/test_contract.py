@@ -21,6 +21,13 @@ def method(*bindings: Binding, streaming: bool = False) -> Method:
     return Method("a.v1.S", "M", False, streaming, bindings)
 
 
+def exceptions_of(*bindings: Binding) -> dict[str, tuple[str, ...]]:
+    service = Service("a.v1.S", "a.v1", (method(*bindings),))
+    return {
+        regex: group.exceptions for group in allowed_methods([service]) for regex in group.regexes
+    }
+
+
 def verbs_of(*bindings: Binding) -> dict[str, tuple[str, ...]]:
     service = Service("a.v1.S", "a.v1", (method(*bindings),))
     return {regex: group.verbs for group in allowed_methods([service]) for regex in group.regexes}
@@ -47,15 +54,15 @@ def test_paths_are_grouped_by_the_methods_they_take() -> None:
     ) == {"/v1/jobs": ("GET", "POST"), "/v1/runs": ("GET",)}
 
 
-def test_paths_that_can_be_the_same_request_take_the_methods_of_both() -> None:
-    assert verbs_of(Binding("GET", "/v1/{name}"), Binding("POST", "/v1/all")) == {
-        "/v1/[^/]+": ("GET", "POST"),
-        "/v1/all": ("GET", "POST"),
-    }
-    assert verbs_of(Binding("GET", "/v1/{name}"), Binding("POST", "/v1/{name}/run")) == {
-        "/v1/[^/]+": ("GET",),
-        "/v1/[^/]+/run": ("POST",),
-    }
+def test_nothing_is_said_of_a_request_that_fits_two_paths_with_other_methods() -> None:
+    both = (Binding("GET", "/v1/{name}"), Binding("POST", "/v1/all"))
+    assert verbs_of(*both) == {"/v1/[^/]+": ("GET",), "/v1/all": ("POST",)}
+    assert exceptions_of(*both) == {"/v1/[^/]+": ("/v1/all",), "/v1/all": ("/v1/[^/]+",)}
+    apart = (Binding("GET", "/v1/{name}"), Binding("POST", "/v1/{name}/run"))
+    assert verbs_of(*apart) == {"/v1/[^/]+": ("GET",), "/v1/[^/]+/run": ("POST",)}
+    assert exceptions_of(*apart) == {"/v1/[^/]+": (), "/v1/[^/]+/run": ()}
+    same = (Binding("GET", "/v1/{name}"), Binding("GET", "/v1/all"))
+    assert exceptions_of(*same) == {"/v1/[^/]+": (), "/v1/all": ()}
 
 
 @pytest.mark.parametrize(
