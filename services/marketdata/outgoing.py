@@ -52,16 +52,16 @@ class Outgoing:
         self._clock = clock
         self._max_bytes = settings.max_message_bytes
         self._ready: deque[Source] = deque()
+        # Statuses, and first of all what found no room in the message before.
         self._outbox: deque[bytes] = deque()
-        # What found no room in the message before.
-        self._carry = b""
         self._waiter: asyncio.Future[None] | None = None
         self._room: asyncio.Future[None] | None = None
         self._stopping = False
         self._loop = asyncio.get_running_loop()
+        self._now = self._loop.time
         self._heartbeat = heartbeat
         self._beat = False
-        self._spoke = self._loop.time()
+        self._spoke = self._now()
         self._timer = self._loop.call_later(heartbeat, self._on_timer)
         self.error: MarketPrismError | None = None
         """Why the stream is ended, once ENDED was given by `take`."""
@@ -75,25 +75,26 @@ class Outgoing:
         After the one that says ENDED there is none, and `error` says why.
         """
         ready = self._ready
-        if len(ready) == 1 and not self._outbox and not self._carry and self.error is None:
+        if len(ready) == 1 and not self._outbox:
             # What nearly every message is: more of one source, for a client that keeps up.
             source = ready[0]
             log, position = source.log, source.position
-            if log.first <= position < log.end and not source.is_closed:
-                message, source.position = log.read(position, self._max_bytes)
-                if source.position == log.end and not log.closed:
+            if log.first <= position < log.end:
+                message, behind = log.read(position, self._max_bytes)
+                source.position = behind
+                if behind == log.end and not log.closed:
                     ready.popleft()
                     log.watch(source)
                 tally = self._tally
                 tally.messages += 1
-                tally.deliveries += source.position - position
-                self._spoke = self._loop.time()
+                tally.deliveries += behind - position
+                self._spoke = self._now()
                 return message
         return self._gather()
 
     async def wait(self) -> None:
         """Wait until `take` may have something."""
-        if self._ready or self._outbox or self._carry or self._stopping:
+        if self._ready or self._outbox or self._stopping:
             # Others have their turn first.
             await asyncio.sleep(0)
             return
@@ -112,14 +113,18 @@ class Outgoing:
     @property
     def is_idle(self) -> bool:
         """Whether everything was sent, and the next event is waited for."""
-        return not self._ready and not self._outbox and not self._carry
+        return not self._ready and not self._outbox
 
     # ---- what happens
 
     def on_ready(self, source: Source) -> None:
         """Take a source that has something to send; its log calls this."""
         self._ready.append(source)
-        self._wake()
+        waiter = self._waiter
+        if waiter is not None:
+            self._waiter = None
+            if not waiter.done():
+                waiter.set_result(None)
 
     def tell(
         self, reason: str, message: str, subscription_id: str = "", key: Key = ("", "")
@@ -170,10 +175,6 @@ class Outgoing:
             return b""
         parts: list[bytes] = []
         size = 0
-        if self._carry:
-            parts.append(self._carry)
-            size = len(self._carry)
-            self._carry = b""
         outbox = self._outbox
         while outbox and size < self._max_bytes:
             parts.append(outbox.popleft())
@@ -193,7 +194,7 @@ class Outgoing:
         if parts:
             self._beat = False
             self._tally.messages += 1
-            self._spoke = self._loop.time()
+            self._spoke = self._now()
         return b"".join(parts)
 
     def _gather_events(self, parts: list[bytes], size: int) -> None:
@@ -217,7 +218,7 @@ class Outgoing:
                     parts.append(self._end_of_slow_reader(source, opened))
                     return
                 if parts and size + len(opened.items) > self._max_bytes:
-                    self._carry = opened.items
+                    self._outbox.append(opened.items)
                     return
                 if opened.items:
                     parts.append(opened.items)
@@ -265,7 +266,8 @@ class Outgoing:
 
     def _end(self, error: MarketPrismError, dropped: int = 0, key: Key = ("", "")) -> bytes:
         self.error = error
-        self._ready.clear()
+        # So that `take` looks no further, whatever still comes.
+        self._outbox.append(b"")
         return self._status(_ENDED, error.reason, error.message, dropped=dropped, key=key)
 
     def _status(
@@ -302,7 +304,7 @@ class Outgoing:
 
     def _on_timer(self) -> None:
         # One timer a silence, and not one an event.
-        left = self._spoke + self._heartbeat - self._loop.time()
+        left = self._spoke + self._heartbeat - self._now()
         if left <= 0.001:
             left = self._heartbeat
             if self._waiter is not None:

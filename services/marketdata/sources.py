@@ -28,6 +28,7 @@ _LAGGING: Final = int(market_event_pb2.STREAM_STATE_LAGGING)
 _TRADE: Final = int(common_pb2.EVENT_KIND_TRADE)
 _EVERY_ONE_COUNTS: Final = (_TRADE, int(common_pb2.EVENT_KIND_LIQUIDATION))
 _NEW: Final = -1
+_CLOSED: Final = -2
 _PREFIX: Final = "EVENT_KIND_"
 
 
@@ -160,7 +161,6 @@ class Source:
     __slots__ = (
         "announced",
         "claims",
-        "is_closed",
         "key",
         "kind",
         "log",
@@ -182,13 +182,15 @@ class Source:
         """Whether the subscriber knows of it; not one that appeared after the subscription."""
         self.losses: deque[float] | None = None
         """When events were left out that nothing makes good, monotonic seconds."""
-        self.is_closed = False
+
+    @property
+    def is_closed(self) -> bool:
         """Whether nobody wants it any more."""
+        return self.position == _CLOSED
 
     def wake(self) -> None:
         """Note that the log has more."""
-        if not self.is_closed:
-            self.session.on_ready(self)
+        self.session.on_ready(self)
 
     def open(self, now: int) -> Opened:
         """Begin, or begin again where the log forgot what comes next; `now` is in nanoseconds."""
@@ -196,7 +198,8 @@ class Source:
 
     def close(self) -> None:
         """Hear of nothing any more."""
-        self.is_closed = True
+        # Below any place, so that nothing is read.
+        self.position = _CLOSED
         self.log.unwatch(self)
 
     def note_loss(self, most: int) -> deque[float]:
