@@ -78,8 +78,8 @@ class Sharing:
         stopping = asyncio.ensure_future(self.manager.stop())
         # Its first step tells what is to be handed over.
         await asyncio.sleep(0)
-        if self._handed and self.publisher is not None:
-            await self.publisher.settle(_SETTLE_SECONDS)
+        if self._handed:
+            await self._settle(self._handed)
         for change in self._handed:
             self.manager.release_done(change.exchange, change.handed_over)
         await stopping
@@ -108,34 +108,52 @@ class Sharing:
     def _give_up(self, venue: Venue, change: LeaseChange) -> None:
         """Nothing of these may be let out, also not what waits for the broker."""
         slot_of = self.manager.slot_of
-
-        def is_lost(symbol: str) -> bool:
-            return slot_of(change.exchange, symbol) in change.lost
-
-        venue.roster.give_up(is_lost)
-        if self.publisher is not None:
-            count = self.publisher.discard(
-                lambda subject: (
-                    not subject.startswith("market.integrity.")
-                    and subject.split(".", 3)[2:3] == [change.exchange]
-                    and is_lost(subject.split(".", 3)[3])
-                )
-            )
-            self._log.warning(
-                "leases lost: others have these instruments",
-                exchange=change.exchange,
-                slots=len(change.lost),
-                unsent=count,
-            )
+        venue.roster.give_up(lambda symbol: slot_of(change.exchange, symbol) in change.lost)
+        self._log.warning(
+            "leases lost: others have these instruments",
+            exchange=change.exchange,
+            slots=len(change.lost),
+            unsent=self._discard(change.exchange, change.lost),
+        )
 
     async def _follow(self, venue: Venue, change: LeaseChange) -> None:
         await venue.roster.share()
         if not change.handed_over:
             return
-        if self.publisher is not None:
-            # What was told of them must be stored before another one goes on.
-            await self.publisher.settle(_SETTLE_SECONDS)
+        await self._settle([change])
         self.manager.release_done(change.exchange, change.handed_over)
+
+    async def _settle(self, changes: Sequence[LeaseChange]) -> None:
+        """See that what was told of these is stored before another one goes on, or never will."""
+        if self.publisher is None or await self.publisher.settle(_SETTLE_SECONDS):
+            return
+        for change in changes:
+            count = self._discard(change.exchange, change.handed_over)
+            self._log.warning(
+                "the broker is too slow: what it has not stored is given up with the leases",
+                exchange=change.exchange,
+                unsent=count,
+            )
+
+    def _discard(self, exchange: str, slots: frozenset[int]) -> int:
+        """Let go of what is not stored of the instruments of these slots; give the count.
+
+        The ledger is this collector's own, and goes on.
+        """
+        if self.publisher is None:
+            return 0
+        slot_of = self.manager.slot_of
+
+        def concerns(subject: str) -> bool:
+            _, kind, *name = subject.split(".", 3)
+            return (
+                kind != "integrity"
+                and name[:1] == [exchange]
+                and len(name) == 2
+                and slot_of(exchange, name[1]) in slots
+            )
+
+        return self.publisher.discard(concerns)
 
     def _on_suspended(self, suspended: bool) -> None:
         if not suspended and self.publisher is not None:
