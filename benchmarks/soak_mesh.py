@@ -232,11 +232,11 @@ def _collector(
             "instrument_refresh_seconds": 15.0,
             "backoff_seconds": 0.1,
             "backoff_limit_seconds": 5.0,
-            "silence_seconds": 3.0,
+            "silence_seconds": 6.0,
             "quiet_seconds": 10.0,
-            "lag_seconds": 2.0,
-            "acknowledge_seconds": 4.0,
-            "rest_seconds": 3.0,
+            "lag_seconds": 4.0,
+            "acknowledge_seconds": 8.0,
+            "rest_seconds": 6.0,
         }
         for venue in venues
     }

@@ -8,7 +8,7 @@ update; and, with `--peer COMMAND`, another collector's driver. `{venue}` in the
 with the very same frames (benchmarks/depth_stream.py). After every measurement the book is held
 against the truth.
 
-Ours are measured in processor time, which a busy machine leaves nearly alone.
+All are measured in processor time, which a busy machine leaves nearly alone.
 """
 
 import argparse
@@ -39,7 +39,9 @@ from services.collector.synchroniser import SnapshotPolicy
 from services.collector.venue import Venue
 from services.collector.venues.base import InstrumentSpec, RestRequest, SnapshotSource
 from services.collector.venues.registry import adapter_for_exchange
+from services.shared.log import configure_logging
 from services.shared.publisher import Publisher
+from services.shared.settings import LogSettings
 
 _TURN = 64  # frames handled between two turns of the event loop, as under load
 _INSTRUMENTS = {
@@ -182,25 +184,44 @@ async def _published(exchange: str, folder: Path, frames: list[bytes], url: str)
     return seconds
 
 
-def _peer(command: str, exchange: str, folder: Path, count: int) -> tuple[float, str]:
-    """Run a peer's driver; gives messages/s when it tells them, and its last line."""
-    words = shlex.split(command.replace("{venue}", _PEER_NAMES[exchange]))
-    result = subprocess.run(
-        [*words, str(count)],
-        env={**os.environ, "PEER_DATA": str(folder)},
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    text = (result.stdout or result.stderr).strip()
-    last = text.splitlines()[-1] if text else f"nothing printed, exit {result.returncode}"
-    before, found, _ = last.partition(" msg/s")
-    return (float(before.split()[-1].replace(",", "")) if found else 0.0), last
+class _Peer:
+    """Another collector's driver, run as a child and measured in processor time like ours."""
+
+    def __init__(self, command: str, folder: Path) -> None:
+        self._command = command
+        self._folder = folder
+        self._begins: dict[str, float] = {}
+
+    def rate(self, exchange: str, count: int) -> tuple[float, str]:
+        """Give frames/s, the driver's start and imports left out, and its own last line."""
+        if exchange not in self._begins:
+            self._begins[exchange], _ = self._run(exchange, 1)
+        seconds, told = self._run(exchange, count)
+        return (count - 1) / max(seconds - self._begins[exchange], 1e-9), told
+
+    def _run(self, exchange: str, count: int) -> tuple[float, str]:
+        words = shlex.split(self._command.replace("{venue}", _PEER_NAMES[exchange]))
+        before = os.times()
+        result = subprocess.run(
+            [*words, str(count)],
+            env={**os.environ, "PEER_DATA": str(self._folder)},
+            capture_output=True,
+            text=True,
+            timeout=900,
+            check=False,
+        )
+        after = os.times()
+        text = (result.stdout or result.stderr).strip()
+        if result.returncode:
+            raise SystemExit(f"the peer failed with {result.returncode}: {text[-2000:]}")
+        seconds = after.children_user + after.children_system
+        seconds -= before.children_user + before.children_system
+        return seconds, text.splitlines()[-1] if text else "nothing printed"
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run and print."""
+    configure_logging(LogSettings(level="error"))
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--venues", default=",".join(FILES), help="comma-separated")
     parser.add_argument("--frames", type=int, default=40_000)
@@ -215,6 +236,7 @@ def main(arguments: list[str] | None = None) -> None:
         folder = Path(name)
         print(f"writing {options.frames} frames with 2 x {options.changes} levels", flush=True)
         write_depth_stream(folder, options.frames, options.changes)
+        peer = _Peer(options.peer, folder) if options.peer else None
         results: dict[tuple[str, str], list[float]] = {}
 
         def measure(venue: str, what: str, run: Callable[[], float]) -> None:
@@ -238,10 +260,10 @@ def main(arguments: list[str] | None = None) -> None:
                         _PUBLISHED,
                         lambda v=venue, f=frames, u=url: uvloop.run(_published(v, folder, f, u)),  # type: ignore[misc]
                     )
-                if options.peer:
-                    rate, told = _peer(options.peer, venue, folder, options.frames)
+                if peer is not None:
+                    rate, told = peer.rate(venue, options.frames)
                     results.setdefault((venue, _PEER), []).append(rate)
-                    print(f"  {venue:14} peer: {told}", flush=True)
+                    print(f"  {venue:14} {_PEER:26} {rate:>10,.0f} frames/s  ({told})", flush=True)
         print(f"\nmedian of {options.rounds} rounds, frames/s of one core:")
         kinds = [_DECODE, _ENCODED, _PUBLISHED, *([_PEER] if options.peer else [])]
         print(f"  {'':14}" + "".join(f"{kind:>26}" for kind in kinds))
