@@ -210,8 +210,11 @@ class BookLanes:
         """Give up waiting for what does not come."""
         if not self._several or not self._book.in_step:
             return
+        aligned = any(lane.aligned for lane in self._lanes.values())
         for lane in self._lanes.values():
-            if lane.aligned and lane.held and now - lane.held[0][1] > _PATIENCE:
+            # One that has not met the book waits for the others to come so far, if any can.
+            waits = lane.held and (lane.aligned or not aligned)
+            if waits and now - lane.held[0][1] > _PATIENCE:
                 self._give_up(lane)
                 return
 
