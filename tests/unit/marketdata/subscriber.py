@@ -99,7 +99,7 @@ class Subscriber:
         self.tickers: dict[Key, list[int]] = defaultdict(list)
         self.dropped: dict[tuple[int, Key], int] = defaultdict(int)
         self.events: list[tuple[int, Key]] = []
-        self.messages = 0
+        self.sizes: list[tuple[int, int]] = []
 
     def read(self, messages: int = 1_000_000) -> "Subscriber":
         """Read some messages, or all that there is."""
@@ -110,8 +110,9 @@ class Subscriber:
             empty = 0 if message or not self.session.is_idle else empty + 1
             messages -= 1
             if message:
-                self.messages += 1
-                self.take(pb.SubscribeResponse.FromString(message).events)
+                events = pb.SubscribeResponse.FromString(message).events
+                self.sizes.append((len(message), len(events)))
+                self.take(events)
         return self
 
     def take(self, events: Iterable[market_event_pb2.MarketEvent]) -> None:

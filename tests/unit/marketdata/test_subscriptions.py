@@ -145,16 +145,19 @@ async def test_a_message_keeps_its_bound_unless_one_event_is_larger() -> None:
     for key in keys:
         exchange.put(BOOK, key)
         exchange.put(TRADE, key)
-    session = exchange.open()
-    await add(session, "s", ["*/*"], [TRADE, BOOK])
-    sizes = []
-    for _ in range(2):
-        while message := session.take():
-            sizes.append((len(message), len(pb.SubscribeResponse.FromString(message).events)))
+    subscriber = Subscriber(exchange.open())
+    await add(subscriber.session, "s", ["*/*"], [TRADE, BOOK])
+    for _ in range(3):
+        subscriber.read()
         for key in keys:
             exchange.put(BOOK, key)
             exchange.put(TRADE, key)
-    assert all(size <= 1024 or events <= 2 for size, events in sizes), sizes
+    subscriber.read()
+    assert all(size <= 1024 or events == 1 for size, events in subscriber.sizes), subscriber.sizes
+    assert len(subscriber.sizes) > 10
+    assert subscriber.trades == {key: [1, 2, 3] for key in keys}, "expected none to be forgotten"
+    for key in keys:
+        assert subscriber.books[key].best() == exchange.books[key].best()
 
 
 async def test_an_event_costs_only_those_who_have_read_the_ones_before() -> None:
