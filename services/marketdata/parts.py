@@ -1,5 +1,6 @@
 """The parts that answer MarketDataService, each a few RPCs over the live state."""
 
+from services.marketdata.book_views import MarketBookViews
 from services.marketdata.market import Market
 from services.marketdata.sessions import Sessions
 from services.marketdata.settings import MarketDataSettings
@@ -16,7 +17,8 @@ __all__ = ["make_parts"]
 def make_parts(market: Market, settings: MarketDataSettings) -> list[object]:
     """Give one object for each group of RPCs."""
     limits = settings.subscriptions
-    sessions = Sessions(MarketSources(market), limits, settings.stream, market.tally)
+    sources = MarketSources(market, MarketBookViews(market, settings.order_book_log))
+    sessions = Sessions(sources, limits, settings.stream, market.tally)
     return [
         BookCalls(market),
         EventCalls(market),

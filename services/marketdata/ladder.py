@@ -1,0 +1,182 @@
+"""The levels of a book that views read: kept up to date, in order where somebody asks for it."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from typing import Final, TypeAlias
+
+from marketprism.market.v1 import order_book_pb2
+
+from services.marketdata.levels import MalformedLevelError, Side
+from services.marketdata.wire import field
+
+__all__ = [
+    "ASKS",
+    "BIDS",
+    "Changes",
+    "Dated",
+    "Ladder",
+    "OrderedSide",
+    "encode_levels",
+    "snapshot_head",
+]
+
+BIDS: Final = 10
+"""Field of the bids in OrderBookSnapshot and OrderBookUpdate."""
+
+ASKS: Final = 11
+"""Field of the asks in the same."""
+
+_ORDER_AT = 256  # prices that came or went, before they are put in order although nobody asks
+
+Dated: TypeAlias = order_book_pb2.OrderBookSnapshot | order_book_pb2.OrderBookUpdate
+"""What tells the place and the times of a book."""
+
+
+@dataclass(slots=True)
+class Changes:
+    """What one or more updates in a row change: the last quantity at each price, "0" for none."""
+
+    bids: dict[str, str]
+    asks: dict[str, str]
+
+    first: order_book_pb2.OrderBookUpdate
+    """The first of the updates; its levels mean nothing."""
+
+    last: order_book_pb2.OrderBookUpdate
+    """The last of them."""
+
+    item: bytes = b""
+    """The `events` item that says all of it, where there is one; else empty."""
+
+
+class OrderedSide(Side):
+    """One side of a book that takes changes by price, and orders prices from the first question."""
+
+    __slots__ = ("_is_ordered",)
+
+    def __init__(self, number: int, *, descending: bool) -> None:
+        super().__init__(number, descending=descending)
+        self._is_ordered = False
+
+    def load(self, levels: dict[str, str]) -> None:
+        """Replace all levels."""
+        self.levels = levels
+        self._is_ordered = False
+        self._pending.clear()
+
+    def take(self, changes: Mapping[str, str]) -> None:
+        """Set the quantity at each price, delete where it is "0".
+
+        Raises `MalformedLevelError` when the order is kept and a price is no number.
+        """
+        levels = self.levels
+        before = len(levels)
+        came = [price for price in changes if price not in levels] if self._is_ordered else []
+        for price, quantity in changes.items():
+            if quantity == "0":
+                if levels.pop(price, None) is not None and self._is_ordered:
+                    self._pending.add(price)
+            else:
+                levels[price] = quantity
+        if came or before != len(levels):
+            self._pending.update(came)
+            if self._is_ordered and len(self._pending) > _ORDER_AT:
+                super().best(1)
+
+    def best(self, depth: int) -> list[str]:
+        """See `Side.best`."""
+        if not self._is_ordered:
+            self._keys, self._names = [], []
+            self._pending = set(self.levels)
+            self._is_ordered = True
+        return super().best(depth)
+
+    def in_order(self, levels: Mapping[str, str]) -> list[tuple[str, str]]:
+        """Give other levels of this side of the book, best first."""
+        try:
+            return sorted(
+                levels.items(), key=lambda level: Decimal(level[0]), reverse=self._descending
+            )
+        except InvalidOperation:
+            raise MalformedLevelError("expected a decimal price at every level") from None
+
+    def better(self, one: str, other: str) -> str:
+        """Give the better of two prices; an empty one is worse than any."""
+        if not one or not other:
+            return one or other
+        try:
+            is_higher = Decimal(one) > Decimal(other)
+        except InvalidOperation:
+            raise MalformedLevelError(f"expected decimal prices, got {one!r}, {other!r}") from None
+        return one if is_higher == self._descending else other
+
+
+class Ladder:
+    """Both sides of a book as it is published."""
+
+    __slots__ = ("_horizons", "_moves", "asks", "bids")
+
+    def __init__(self) -> None:
+        self.bids = OrderedSide(BIDS, descending=True)
+        self.asks = OrderedSide(ASKS, descending=False)
+        self._horizons = "", ""
+        self._moves = False, False
+
+    def load(self, snapshot: order_book_pb2.OrderBookSnapshot) -> None:
+        """Replace everything."""
+        self.bids.load({level.price: level.quantity for level in snapshot.bids})
+        self.asks.load({level.price: level.quantity for level in snapshot.asks})
+        self._horizons = snapshot.bid_horizon, snapshot.ask_horizon
+        # As in `BookLevels`: a horizon at the worst level moves with it, one beyond it does not.
+        self._moves = (
+            bool(snapshot.bids) and snapshot.bids[-1].price == snapshot.bid_horizon,
+            bool(snapshot.asks) and snapshot.asks[-1].price == snapshot.ask_horizon,
+        )
+
+    def take(self, changes: Changes) -> None:
+        """Bring both sides forward; raises as `OrderedSide.take` does."""
+        self.bids.take(changes.bids)
+        self.asks.take(changes.asks)
+
+    def horizons(self) -> tuple[str, str]:
+        """Give the horizons of bids and asks as they are now, empty where there is none."""
+        bid, ask = self._horizons
+        bid_moves, ask_moves = self._moves
+        return (
+            self.bids.worst_within(bid) if bid_moves else bid,
+            self.asks.worst_within(ask) if ask_moves else ask,
+        )
+
+
+def encode_levels(number: int, levels: Iterable[tuple[str, str]]) -> bytes:
+    """Encode prices and quantities as the repeated field `number` of PriceLevels, in this order."""
+    tag = chr(number << 3 | 2)
+    out = []
+    for price, quantity in levels:
+        length = len(price) + len(quantity) + 4
+        if length > 127 or not price.isascii() or not quantity.isascii():
+            out.append(
+                field(number, field(1, price.encode()) + field(2, quantity.encode())).decode(
+                    "latin-1"
+                )
+            )
+        else:
+            out.append(
+                f"{tag}{chr(length)}\n{chr(len(price))}{price}\x12{chr(len(quantity))}{quantity}"
+            )
+    return "".join(out).encode("latin-1")
+
+
+def snapshot_head(last: Dated, reason: int) -> bytes:
+    """Encode all of an OrderBookSnapshot that comes before its levels, as of `last`."""
+    return order_book_pb2.OrderBookSnapshot(
+        exchange=last.exchange,
+        symbol=last.symbol,
+        epoch=last.epoch,
+        sequence=last.sequence,
+        exchange_time=last.exchange_time if last.HasField("exchange_time") else None,
+        receive_time=last.receive_time if last.HasField("receive_time") else None,
+        venue_sequence=last.venue_sequence,
+        reason=reason,  # type: ignore[arg-type]  # the enum's value is an int
+    ).SerializeToString()
