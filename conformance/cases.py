@@ -42,12 +42,20 @@ class Case:
     """Whether it takes most of a minute or more."""
     recover_seconds: float = 40.0
     """Longest time until everything must be in step again."""
+    trades: bool | Callable[[VenueFacts], bool] = False
+    """Whether it is over when every trade until the fault is there, instead of when books are."""
+    derivatives: bool = False
+    """Whether it must be aimed at a derivative: spot has no mark price."""
     speaks: str = ""
     """Kind of data (`trade`, `ticker`, ...) of which more must come after the fault."""
 
     def words(self, facts: VenueFacts) -> Words:
         """Give what must be told at a venue."""
         return self.told(facts) if callable(self.told) else self.told
+
+    def mends_trades(self, facts: VenueFacts) -> bool:
+        """Tell whether trades are what it breaks at a venue."""
+        return self.trades(facts) if callable(self.trades) else self.trades
 
     def applies(self, facts: VenueFacts) -> bool:
         """Whether it applies to a venue."""
@@ -167,6 +175,10 @@ async def _any_happened(scene: Scene, faults: Sequence[int], times: int) -> None
         await asyncio.sleep(0.05)
 
 
+def _on_trades(facts: VenueFacts) -> bool:
+    return facts.from_stream
+
+
 def _rest_words(on_books: Words, on_trades: Words) -> Callable[[VenueFacts], Words]:
     return lambda facts: on_trades if facts.from_stream else on_books
 
@@ -237,11 +249,17 @@ _CUT = ("DISCONNECTED", "CONNECTED", "RESYNCING:VENUE_DISCONNECTED")
 CASES: tuple[Case, ...] = (
     Case("steady", "no fault at all", _nothing, keeps_books=True),
     Case("drop", "a book's frame is lost", _frame("drop"), _GAP),
-    Case("drop-trade", "a trade is lost", _frame("drop", "trade"), _TRADES, keeps_books=True),
+    Case(
+        "drop-trade", "a trade is lost", _frame("drop", "trade"), _TRADES, keeps_books=True,
+        trades=True,
+    ),
     Case("duplicate", "a book's frame comes twice", _frame("duplicate"), keeps_books=True),
     Case("duplicate-trade", "a trade comes twice", _frame("duplicate", "trade"), keeps_books=True),
     Case("reorder", "a book's frames change places", _frame("reorder"), _GAP),
-    Case("reorder-trade", "trades change places", _frame("reorder", "trade"), keeps_books=True),
+    Case(
+        "reorder-trade", "trades change places", _frame("reorder", "trade"), keeps_books=True,
+        trades=True,
+    ),
     *(
         Case(
             f"corrupt-{mode}", f"a book's frame is damaged: {what}",
@@ -289,7 +307,7 @@ CASES: tuple[Case, ...] = (
     Case(
         "silence-mark", "a subscription to mark prices is acknowledged and silent",
         _after_cut("silence", "mark"), ("SILENT@MARK_PRICE",), whole_venue=True, venues=_MARKED,
-        speaks="mark_price",
+        speaks="mark_price", derivatives=True,
     ),
     Case(
         "refuse-subscription", "the subscription of a book is refused, then granted", _refused(),
@@ -307,18 +325,22 @@ CASES: tuple[Case, ...] = (
     Case(
         "rest-429", "REST answers: too many requests", _rest("rest_429", retry_after=1),
         _rest_words(("RATE_LIMITED", "RESYNCING:RATE_LIMITED"), ("RATE_LIMITED", *_TRADES)),
+        trades=_on_trades,
     ),
     Case(
         "rest-418", "REST answers: banned for 2 s", _rest("rest_418", retry_after=2),
         _rest_words(("RATE_LIMITED", "RESYNCING:RATE_LIMITED"), ("RATE_LIMITED", *_TRADES)),
+        trades=_on_trades,
     ),
     Case(
         "rest-5xx", "REST fails twice", _rest("rest_5xx", 2),
         _rest_words(("RESYNCING:SNAPSHOT_FAILED",), _TRADES),
+        trades=_on_trades,
     ),
     Case(
         "rest-slow", "REST answers after 3 s", _rest("rest_slow", seconds=3.0),
         _rest_words(("RESYNCING",), _TRADES),
+        trades=_on_trades,
     ),
     Case(
         "maintenance", "notice, then closed for 1.5 s", _maintenance,
@@ -338,7 +360,7 @@ CASES: tuple[Case, ...] = (
     ),
     Case(
         "corrupt-trade", "a frame of trades is damaged", _frame("corrupt", "trade"),
-        ("MALFORMED_FRAME", *_TRADES), keeps_books=True,
+        ("MALFORMED_FRAME", *_TRADES), keeps_books=True, trades=True,
     ),
     Case(
         "silence-all", "everything is acknowledged, and nothing comes", _all_silent,

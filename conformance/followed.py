@@ -191,6 +191,8 @@ class FollowedTrades:
     missing: set[int] = field(default_factory=set)
     """Numbers below the newest that did not come."""
     breaches: list[str] = field(default_factory=list)
+    reached: list[tuple[float, int]] = field(default_factory=list)
+    """When it came to which number, the newest last; bounded."""
 
     def on_trade(self, message: events_pb2.Trade) -> None:
         """Take a trade."""
@@ -206,3 +208,6 @@ class FollowedTrades:
             self.missing.update(range(self.last + 1, begin))
         self.last = number
         self.numbers.append(number)
+        self.reached.append((time.monotonic(), number))
+        if len(self.reached) > _KEPT:
+            del self.reached[: _KEPT // 2]

@@ -50,16 +50,18 @@ def table(outcomes: Sequence[Outcome]) -> str:
 
 def _cell(runs: Sequence[Outcome]) -> str:
     if not runs:
-        return ""
+        return "–"  # noqa: RUF001 - a dash in a table
     parts = []
-    detected = list(dict.fromkeys(word for run in runs for word in run.detected))
+    detected = list(dict.fromkeys(_short(word) for run in runs for word in run.detected))
     if detected:
-        parts.append(", ".join(_short(word) for word in detected))
+        parts.append(", ".join(detected))
     times = sorted(run.recover_seconds for run in runs if run.recover_seconds is not None)
     if times:
         middle, longest = times[len(times) // 2], times[-1]
         told = f"{middle:.2f}" if len(times) == 1 else f"{middle:.2f} / {longest:.2f}"
         parts.append(f"{told} s")
+    elif all(run.passed for run in runs):
+        parts.append("goes on")
     if requests := max(run.requests for run in runs):
         weight = max(run.weight for run in runs)
         parts.append(f"{requests} REST" + (f" ({weight})" if weight > requests else ""))

@@ -13,6 +13,7 @@ import aiohttp
 import grpc
 from marketprism.collector.v1 import collector_service_pb2 as pb
 from marketprism.collector.v1 import collector_service_pb2_grpc as pb_grpc
+from marketprism.market.v1 import instrument_pb2
 from marketprism.market.v1 import order_book_pb2 as book_pb
 
 from conformance.collectors import PROFILES, CollectorPlan, Profile, collector_process, into
@@ -32,6 +33,7 @@ __all__ = ["Attached", "Rig", "RigError", "attached_rig", "own_rig"]
 
 _ROOT = Path(__file__).resolve().parents[1]
 _READY_SECONDS = 60.0
+_TRADE_SECONDS = 20.0
 
 
 class RigError(Exception):
@@ -92,8 +94,15 @@ class Rig:
 
     @property
     def symbols(self) -> list[str]:
-        """Canonical symbols that are listed, in the order of the venue's names."""
+        """Canonical symbols that are listed, in order."""
         return sorted(self.natives)
+
+    @property
+    def derivatives(self) -> list[str]:
+        """Those of them that are no spot."""
+        spot = instrument_pb2.INSTRUMENT_KIND_SPOT
+        told = self.follower.instruments
+        return [each for each in self.symbols if each in told and told[each].kind != spot]
 
 
 async def _in_step(rig: Rig, expected: int) -> None:
@@ -123,6 +132,9 @@ async def _in_step(rig: Rig, expected: int) -> None:
     ):
         missing = [s for s in rig.natives if not books[s].in_step]
         raise RigError(f"{rig.facts.name}: nothing is published of {', '.join(missing)}")
+    # A trade that is lost before the first one came is missed by nobody. Some trade rarely.
+    trades = rig.follower.trades
+    await until(lambda: all(trades[symbol].last for symbol in rig.natives), _TRADE_SECONDS)
 
 
 @contextlib.asynccontextmanager

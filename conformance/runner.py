@@ -79,7 +79,7 @@ async def run_cases(
     outcomes = []
     for repetition in range(repeat):
         for number, case in enumerate(cases):
-            symbols = rig.symbols
+            symbols = rig.derivatives if case.derivatives else rig.symbols
             symbol = symbols[(number + repetition) % len(symbols)]
             outcome = await run_case(rig, case, symbol)
             outcomes.append(outcome)
@@ -195,6 +195,13 @@ async def _recover(scene: Scene, case: Case, outcome: Outcome) -> None:
         )
     if scene.took is not None:
         outcome.recover_seconds = scene.took
+        return
+    if case.mends_trades(rig.facts):
+        tape = rig.follower.trades[scene.symbol]
+        if not await until(lambda: tape.last >= scene.trade_at, case.recover_seconds):
+            raise Missed(f"trades stay at {tape.last}, the venue was at {scene.trade_at}")
+        reached = next((at for at, last in tape.reached if last >= scene.trade_at), None)
+        outcome.recover_seconds = max(0.0, (reached or time.monotonic()) - scene.struck_at)
         return
     if case.speaks:
         await _speaks(scene, case, outcome)

@@ -32,8 +32,8 @@ class Scene:
     """By symbol, where the venue's book stood when the fault happened."""
     resets: dict[str, int] = field(default_factory=dict)
     """By symbol whose ids began again, where they ended before."""
-    trades_at: dict[str, int] = field(default_factory=dict)
-    """By symbol, the venue's newest trade when the fault happened."""
+    trade_at: int = 0
+    """The venue's newest trade of the instrument when the fault happened."""
     seen: list[str] = field(default_factory=list)
     """What a case waited for by itself and found, for the report."""
     took: float | None = None
@@ -78,6 +78,7 @@ class Scene:
         """Note that the fault happens now, and where the venue stands."""
         self.struck_at = time.monotonic()
         venue = self.rig.venue
+        self.trade_at = max(await venue.trades(self.native), default=0)
         for symbol, native in self.rig.natives.items():
             self.positions[symbol] = await venue.position(native)
 
