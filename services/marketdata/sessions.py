@@ -230,7 +230,7 @@ class Session(Outgoing):
         if source is None:
             try:
                 source = self._make(held[0], kind, key, resume)
-            except MarketPrismError:
+            except NotFound:
                 # An index has no trades, an instrument no index price: nothing will come.
                 return
             source.announced = announced

@@ -69,7 +69,7 @@ class LiveSources(Protocol):
 class MarketSources:
     """The live state of `Market`; `views` makes the books that are not plain."""
 
-    def __init__(self, market: Market, views: BookViews | None = None) -> None:
+    def __init__(self, market: Market, views: BookViews) -> None:
         self._market = market
         self._views = views
 
@@ -99,7 +99,7 @@ class MarketSources:
 
     def book(self, key: Key, wish: BookWish) -> BookView:
         """See `LiveSources`."""
-        if wish.is_plain or self._views is None:
+        if wish.is_plain:
             return _Plain(self._market, key)
         return self._views.open(key, wish)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from marketprism.market.v1 import common_pb2, events_pb2, market_event_pb2
 from marketprism.market.v1 import market_data_service_pb2 as pb
 
+from services.marketdata.book_views import MarketBookViews
 from services.marketdata.catalog import Key
 from services.marketdata.market import Market
 from services.marketdata.sessions import Session, Sessions
@@ -48,7 +49,7 @@ class Exchange:
         self.trades: dict[Key, int] = defaultdict(int)
         self.tickers: dict[Key, int] = defaultdict(int)
         self.sessions = Sessions(
-            MarketSources(self.market),
+            MarketSources(self.market, MarketBookViews(self.market, self.settings.order_book_log)),
             self.settings.subscriptions,
             self.settings.stream,
             self.market.tally,

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ from tests.unit.marketdata.subscriber import (
     add,
     subscription,
 )
+from tests.unit.marketdata.truth import ClientBook
 
 S = order_book_pb2
 E = market_event_pb2
@@ -367,6 +369,48 @@ async def test_one_book_cannot_come_in_two_ways_in_one_stream() -> None:
         await add(session, "top", ["binance/*"], [BOOK], **top)
     assert caught.value.reason == "BOOK_OPTIONS_CONFLICT"
     await add(session, "trades", ["binance/*"], [TRADE], **top)
+
+
+async def test_books_come_as_they_are_wanted_and_are_given_back() -> None:
+    exchange = Exchange()
+    exchange.put(BOOK, BTC)
+    top, conflated = Subscriber(exchange.open()), Subscriber(exchange.open())
+    options = {"order_book_mode": pb.ORDER_BOOK_MODE_TOP, "depth": 2}
+    await add(top.session, "s", ["binance/*"], [BOOK, TRADE], **options)
+    await add(conflated.session, "s", ["*/*"], [BOOK], conflation_interval={"nanos": 10_000_000})
+    for subscriber in (top, conflated):
+        subscriber.read()
+    for _ in range(10):
+        exchange.put(BOOK, BTC)
+    true = exchange.books[BTC]
+    await _until_told(top, lambda: top.books[BTC].best() == true.best(2))
+    assert set(top.books[BTC].snapshots[1:]) <= {S.SNAPSHOT_REASON_TOP_CHANGED}
+    kept = _Merged()
+    kept.__dict__.update(conflated.books[BTC].__dict__)
+    conflated.books[BTC] = kept
+    await _until_told(conflated, lambda: kept.best() == true.best())
+    assert 0 < kept.updates < 10, "expected updates to be merged"
+    log = exchange.market.books[BTC].log
+    for subscriber in (top, conflated):
+        exchange.sessions.close(subscriber.session)
+    assert log.waiting == 0
+
+
+class _Merged(ClientBook):
+    """Keeps a book by updates that may stand for several."""
+
+    def _on_order_book_update(self, update: S.OrderBookUpdate) -> None:
+        if update.first_sequence:
+            assert update.first_sequence == self.sequence + 1
+            self.sequence = update.sequence - 1
+        super()._on_order_book_update(update)
+
+
+async def _until_told(subscriber: Subscriber, is_told: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not is_told():
+            await subscriber.session.wait()
+            subscriber.read()
 
 
 async def test_unknown_instruments_fail_a_stream_that_cannot_be_changed() -> None:
