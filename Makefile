@@ -63,6 +63,10 @@ format: $(VENV)/.dev ## Format Python and contracts
 gen: $(VENV)/.dev ## Regenerate gen/ from proto/
 	$(BIN)/python -m tools.gen
 
+.PHONY: clients
+clients: $(VENV)/.dev ## Stubs for Go, TypeScript, Java and Rust, and the example clients (CLIENTS=go, ...)
+	$(BIN)/python -m tools.clients $(CLIENTS)
+
 .PHONY: soak
 soak: $(VENV)/.dev ## Ten minutes of misbehaving venues, every book compared (SOAK_ARGS=..., docs/soak.md)
 	$(BIN)/python -m benchmarks.soak $(SOAK_ARGS)
