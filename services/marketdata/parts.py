@@ -1,6 +1,7 @@
 """The parts that answer MarketDataService, each a few RPCs over the live state."""
 
 from services.marketdata.book_views import MarketBookViews
+from services.marketdata.consolidated_calls import ConsolidatedCalls
 from services.marketdata.market import Market
 from services.marketdata.sessions import Sessions
 from services.marketdata.settings import MarketDataSettings
@@ -25,6 +26,7 @@ def make_parts(market: Market, settings: MarketDataSettings) -> list[object]:
         CatalogCalls(market),
         _Streams(Streams(market, settings.stream)),
         SubscriptionCalls(sessions, limits, settings.stream),
+        ConsolidatedCalls(market, settings.stream, settings.consolidated_max_age_seconds),
     ]
 
 

@@ -52,7 +52,7 @@ class SubscriptionLimits(SettingsModel):
     max_patterns: int = Field(default=2000, ge=1)
     """Most instruments and patterns named by all subscriptions of one stream."""
 
-    max_sources: int = Field(default=50_000, ge=1)
+    max_sources: int = Field(default=20_000, ge=1)
     """Most pairs of instrument and kind that one stream gets events of."""
 
 
@@ -101,6 +101,9 @@ class MarketDataSettings(SettingsModel):
 
     collector_silence_seconds: float = Field(default=5.0, ge=0.2)
     """A collector silent for this long counts as gone, seconds; it speaks each second."""
+
+    consolidated_max_age_seconds: float = Field(default=60.0, gt=0)
+    """A book whose last change is older is left out of consolidated books, seconds."""
 
     max_instruments: int = Field(default=20_000, ge=1)
     """Instruments kept at most; what comes of further ones is counted and ignored."""
