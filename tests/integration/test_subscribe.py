@@ -21,7 +21,7 @@ from services.marketdata.settings import LogBounds, StreamSettings, Subscription
 from services.shared.errors import MarketPrismError, from_rpc_error
 from services.shared.settings import MeshSettings, ServiceSettings
 from tests.integration.gateway_mesh import gateway_settings
-from tests.integration.nats_tools import nats_server, until
+from tests.integration.nats_tools import Relay, nats_server, until
 from tests.integration.test_marketdata import (
     SMALL_WINDOW,
     Venue,
@@ -311,6 +311,68 @@ async def test_a_restart_is_survived_by_resuming(
     reasons = [first.books["binance", book.symbol].snapshots for book in books]
     subscribed, too_old = S.SNAPSHOT_REASON_SUBSCRIBED, S.SNAPSHOT_REASON_RESUME_TOO_OLD
     assert reasons == [[subscribed, too_old], [subscribed], [subscribed]]
+
+
+async def test_a_broker_that_is_away_is_told_to_all_and_nothing_is_lost(
+    nats: NatsServer, venue: Venue, tmp_path: Path
+) -> None:
+    book = Collected()
+    await venue.begin(book)
+    await tell_ticker(venue, "BTC-USDT", "1")
+    relay = Relay(nats.port)
+    async with (
+        relay.running(),
+        marketdata(nats, tmp_path, url=relay.url) as service,
+        client(service) as stub,
+    ):
+        await ready(service)
+        call, states = stub.Subscribe(), stub.Subscribe()
+        async with reading(call) as reader, reading(states) as watcher:
+            await call.write(add("s", "binance/*", kinds=[BOOK, TRADE, TICKER]))
+            await states.write(add("s", "binance/*", kinds=[TICKER]))
+            await reader.at(book)
+            await until(lambda: watcher.tickers == ["1"], "the ticker comes")
+            relay.refuse()
+            relay.cut()
+            for each in (reader, watcher):
+                told = await each.told("BROKER_DISCONNECTED")
+                assert told.state == E.STREAM_STATE_INTERRUPTED
+            assert reader.books[BTC].state != S.ORDER_BOOK_STATE_SYNCED
+            await venue.update(book, 20)
+            trade = venue.send_trade()
+            await tell_ticker(venue, "BTC-USDT", "2")
+            relay.let_through()
+            await reader.at(book)
+            for each in (reader, watcher):
+                assert (await each.told("RESUMED")).state == E.STREAM_STATE_OPEN
+            await until(lambda: reader.trades == [trade.trade_id], "the trade comes late")
+            await until(lambda: watcher.tickers == ["1", "2"], "the ticker comes late")
+            assert reader.books[BTC].snapshots == [S.SNAPSHOT_REASON_SUBSCRIBED]
+
+
+async def test_books_come_as_they_are_wanted(
+    nats: NatsServer, venue: Venue, tmp_path: Path
+) -> None:
+    book = Collected()
+    await venue.begin(book)
+    async with marketdata(nats, tmp_path) as service, client(service) as stub:
+        await ready(service)
+        call = stub.Subscribe()
+        async with reading(call) as reader:
+            mode = pb.ORDER_BOOK_MODE_TOP
+            await call.write(add("top", "*/*", kinds=[BOOK], order_book_mode=mode, depth=3))
+            await reader.told("ADDED")
+            await call.write(add("all", "binance/BTC-USDT", kinds=[BOOK]))
+            await reader.told("BOOK_OPTIONS_CONFLICT")
+            for _ in range(20):
+                await venue.update(book)
+            kept = reader.books[BTC]
+            await until(lambda: kept.best() == book.best(3), "the best levels are the true ones")
+            assert kept.updates == 0, "expected whole tops, and no updates"
+            await call.write(pb.SubscribeRequest(remove="top"))
+            await reader.told("REMOVED")
+            await call.write(add("all", "binance/BTC-USDT", kinds=[BOOK]))
+            await reader.at(book)
 
 
 async def test_one_stalled_client_leaves_the_others_alone(
