@@ -80,6 +80,7 @@ class BookKeeper:
         self._bids: dict[Decimal, Decimal] = {}
         self._asks: dict[Decimal, Decimal] = {}
         self._held = False
+        self._horizon_moves = (False, False)
         self._status_epoch = 0
 
     @property
@@ -129,6 +130,21 @@ class BookKeeper:
         best = heapq.nsmallest(depth, self._asks.items())
         return [Level(price, quantity) for price, quantity in best]
 
+    def known(self) -> tuple[str, str]:
+        """Give the prices beyond which bids and asks are unknown; empty for a side known whole.
+
+        A venue that keeps the best so many levels up takes the worst away when better ones come,
+        so nothing is known beyond the worst level held, where that was the horizon itself.
+        """
+        bid, ask = self.bid_horizon, self.ask_horizon
+        if bid and self._horizon_moves[0]:
+            edge = Decimal(bid)
+            bid = f"{min((price for price in self._bids if price >= edge), default=edge):f}"
+        if ask and self._horizon_moves[1]:
+            edge = Decimal(ask)
+            ask = f"{max((price for price in self._asks if price <= edge), default=edge):f}"
+        return bid, ask
+
     @property
     def level_counts(self) -> tuple[int, int]:
         """Number of bid and of ask levels held."""
@@ -154,6 +170,10 @@ class BookKeeper:
         self.needs_snapshot = False
         self.epoch, self.sequence = snapshot.epoch, snapshot.sequence
         self.bid_horizon, self.ask_horizon = snapshot.bid_horizon, snapshot.ask_horizon
+        self._horizon_moves = (
+            bool(snapshot.bids) and snapshot.bids[-1].price == snapshot.bid_horizon,
+            bool(snapshot.asks) and snapshot.asks[-1].price == snapshot.ask_horizon,
+        )
         self._stamp(snapshot)
         self.counts["snapshots"] += 1
         told_of_this_epoch = self._status_epoch == snapshot.epoch

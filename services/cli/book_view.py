@@ -119,8 +119,9 @@ class BookView:
             f"{rate:.1f} updates/s",
             f"latency {lag}",
         ]
-        if keeper.bid_horizon or keeper.ask_horizon:
-            parts.append(f"known {keeper.bid_horizon or '...'} to {keeper.ask_horizon or '...'}")
+        bid_edge, ask_edge = keeper.known()
+        if bid_edge or ask_edge:
+            parts.append(f"known {bid_edge or '...'} to {ask_edge or '...'}")
         for count, name in (
             (link.reconnects, "reconnects"),
             (keeper.counts["rebuilds"], "rebuilds"),

@@ -37,7 +37,7 @@ VENUES = {
     "deribit": "BTC-USD-PERP",
 }
 FIRST_BOOKS_SECONDS = 45.0
-"""From the start of the command to every book of every venue in step; two slow, busy cores included."""
+"""From the start of the command to every book in step; two slow, busy cores included."""
 MARK = "MARKETPRISM_TEST_MARK"
 
 pytestmark = pytest.mark.timeout(180)

@@ -67,6 +67,19 @@ def test_a_book_without_a_snapshot_is_not_in_step() -> None:
     assert keeper.resume_point is None
 
 
+def test_nothing_is_known_beyond_the_worst_level_of_a_window_that_moved() -> None:
+    keeper = BookKeeper()
+    window = snapshot(1, 0)
+    window.order_book_snapshot.bid_horizon = "98"
+    window.order_book_snapshot.ask_horizon = "150"
+    keeper.apply(window)
+    assert keeper.known() == ("98", "150")
+    keeper.apply(update(1, 1, bids=levels(("99.5", "1"), ("98", "0"))))
+    assert keeper.known() == ("99", "150"), "expected what the venue took away to be unknown"
+    keeper.apply(update(1, 2, bids=levels(("99.5", "0"), ("97", "1"))))
+    assert keeper.known() == ("99", "150"), "expected no claim beyond the venue's own"
+
+
 def test_an_update_before_the_snapshot_is_skipped_and_counted() -> None:
     keeper = BookKeeper()
     assert keeper.apply(update(1, 1)) is False
