@@ -16,7 +16,9 @@ EXAMPLES = Path(__file__).parents[2] / "examples" / "python"
 @pytest.fixture(scope="module")
 def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
     directory = tmp_path_factory.mktemp("mesh")
-    with running_mesh(directory, "--simulated", "--trade-rate", "20") as mesh:
+    with running_mesh(
+        directory, "--simulated", "--exchanges", "binance", "--trade-rate", "20"
+    ) as mesh:
         wait_for(mesh.books_in_step, "every book is in step")
         yield mesh
 
