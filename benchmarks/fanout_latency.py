@@ -96,20 +96,22 @@ def _measure(
         idle = process.memory_info().rss
         sinks = _open(port, subscribers, books, latencies, every, request)
         read_all(sinks, _SETTLE_SECONDS)
+        # A server that is too busy to begin streams refuses some: they are not counted.
+        refused = sum(s.ended for s in sinks)
         latencies.clear()
         frames, cpu = sum(s.frames for s in sinks), sum(process.cpu_times()[:2])
         took = read_all(sinks, given.latency_seconds)
         cpu = sum(process.cpu_times()[:2]) - cpu
         frames = sum(s.frames for s in sinks) - frames
-        memory = (process.memory_info().rss - idle) / subscribers / 1024
-        ended = sum(s.ended for s in sinks)
+        memory = (process.memory_info().rss - idle) / (subscribers - refused) / 1024
+        ended = sum(s.ended for s in sinks) - refused
         for sink in sinks:
             sink.close()
     if ended or not latencies.seconds:
         raise SystemExit(f"the {kind} server ended {ended} streams")
     return {
         "measured": f"latency_{'subscriptions' if kind == 'paced' else kind}",
-        "subscribers": subscribers,
+        "subscribers": subscribers - refused,
         "events_per_second": round(rate),
         "event_bytes": item_size(given.levels),
         "messages_per_second": round(frames / took),
