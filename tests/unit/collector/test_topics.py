@@ -459,5 +459,5 @@ class AnyOrder(RuleBasedStateMachine):
         assert self.topics.next_due(self.now) is None
 
 
-AnyOrder.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+AnyOrder.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 TestAnyOrder = AnyOrder.TestCase
