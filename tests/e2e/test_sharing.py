@@ -16,11 +16,8 @@ from tests.e2e.test_faults import BTC, OTHERS
 
 pytestmark = pytest.mark.timeout(180)
 
-LEASES = {
-    "MARKETPRISM__COLLECTOR__LEASES__ENABLED": "true",
-    "MARKETPRISM__COLLECTOR__LEASES__LEASE_SECONDS": "2",
-    "MARKETPRISM__COLLECTOR__LEASES__RENEW_SECONDS": "0.3",
-}
+# The usual lease: a shorter one is lost by a machine that is busy with other tests.
+LEASES = {"MARKETPRISM__COLLECTOR__LEASES__ENABLED": "true"}
 
 
 @contextlib.contextmanager
@@ -72,7 +69,7 @@ def test_a_second_collector_shares_and_takes_over(tmp_path: Path) -> None:
             split = sum(row["instruments"] for row in rows) == len(everything)
             return told if both and split and told["healthy"] else None
 
-        told = wait_for(shared, "both collectors have leases, and all is healthy", 60, every=0.5)
+        told = wait_for(shared, "both collectors have leases, and all is healthy", 90, every=0.5)
         assert sum(lease["held"] for lease in told["leases"]) == told["leases"][0]["total"]
         assert {row["collector"] for row in told["venues"] if row["instruments"]} == {
             lease["collector"] for lease in told["leases"]

@@ -195,7 +195,7 @@ def no_process_left(mesh: Mesh) -> None:
 @pytest.mark.parametrize("mode", ["microservice", "full"])
 def test_a_mesh_comes_up_answers_and_leaves_nothing_behind(tmp_path: Path, mode: str) -> None:
     with mesh_of(tmp_path, "--simulated", "--free-ports", "--mode", mode) as mesh:
-        eventually("progress within the first seconds", lambda: "starting" in mesh.said, 5.0)
+        eventually("progress within the first seconds", lambda: "starting" in mesh.said, 10.0)
         mesh.wait_ready()
         address = mesh.address("all")
         told = re.search(r"(\d+) books are in step after ([\d.]+) s", mesh.said)
