@@ -31,6 +31,8 @@ __all__ = ["http_rules", "make_document", "render"]
 _REQUIRED = field_behavior_pb2.FieldBehavior.REQUIRED
 _OUTPUT_ONLY = field_behavior_pb2.FieldBehavior.OUTPUT_ONLY
 _VARIABLE = re.compile(r"\{([^}=]+)(?:=[^}]*)?\}")
+_SEGMENT = r"^[^/\\\u0000]+$"
+_EXAMPLES = {"exchange": "binance", "symbol": "BTC-USDT", "base": "BTC", "quote": "USDT"}
 _HTTP_BODY = "google.api.HttpBody"
 
 _ERRORS = {
@@ -236,9 +238,13 @@ class _Document:
         parameter: Json = {"name": name, "in": "path", "required": True}
         if comment := message.comment_of(field):
             parameter["description"] = comment
-        # An empty segment is another path.
-        minimum: Json = {"minLength": 1} if field.type == field.TYPE_STRING else {}
-        parameter["schema"] = {**self._schemas.single(field), **minimum}
+        schema = dict(self._schemas.single(field))
+        if field.type == field.TYPE_STRING:
+            # An empty segment is another path, and a slash divides segments, however it is encoded.
+            schema |= {"minLength": 1, "pattern": _SEGMENT}
+            if last in _EXAMPLES:
+                schema["examples"] = [_EXAMPLES[last]]
+        parameter["schema"] = schema
         return parameter
 
     def _query_parameters(
@@ -285,7 +291,7 @@ class _Document:
         if is_repeated(field):
             parameter["style"] = "form"
             parameter["explode"] = True
-        parameter["schema"] = self._schemas.value(field)
+        parameter["schema"] = self._schemas.narrowed(message, field)
         return parameter
 
     def _body(self, request: Message, body: str, in_path: frozenset[str]) -> Json:

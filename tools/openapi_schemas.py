@@ -4,6 +4,7 @@ Names are the proto's own, int64 is text, enums are names, as in protobuf's JSON
 (https://protobuf.dev/programming-guides/json/).
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -38,6 +39,12 @@ _Field = FieldDescriptorProto
 _FILE_MESSAGE, _FILE_ENUM, _FILE_SERVICE = 4, 5, 6
 _MESSAGE_FIELD, _MESSAGE_NESTED, _MESSAGE_ENUM = 2, 3, 4
 _MEMBER = 2  # values of an enum, methods of a service
+
+# How the contracts write what is allowed: "Levels a side, 1 to 10000; 0 means all."
+_RANGE = re.compile(r"(?:^|[ ,])([0-9]+) to ([0-9]+)[;,.]")
+_ZERO = re.compile(r"\b(?:when 0|0 means)\b")
+_AT_MOST = re.compile(r"\bat most ([0-9]+)\b")
+_NARROWED = (_Field.TYPE_INT32, _Field.TYPE_UINT32)
 
 _NON_FINITE = ["NaN", "Infinity", "-Infinity"]
 
@@ -120,6 +127,11 @@ class Message:
 
     field_comments: tuple[str, ...]
     """What is written above its fields, in their order."""
+
+    @property
+    def is_request(self) -> bool:
+        """Whether it is what a method takes, as the contracts name such."""
+        return self.proto.name.endswith("Request")
 
     def field(self, name: str) -> FieldDescriptorProto:
         """Return the field of this name; raises KeyError."""
@@ -280,13 +292,16 @@ class Schemas:
         ]
         if required:
             schema["required"] = required
+        if message.is_request:
+            # Answers may get fields that a client does not know yet; requests may not.
+            schema["additionalProperties"] = False
         if fields and all(len(message.oneof_of(field)) == len(fields) for field in fields):
             schema["maxProperties"] = 1
         return schema
 
     def property(self, message: Message, field: FieldDescriptorProto) -> Json:
         """Make the schema of a field, with what is written above it."""
-        schema = dict(self.value(field))
+        schema = self.narrowed(message, field)
         comment = message.comment_of(field)
         others = message.oneof_of(field)
         if len(others) > 1:
@@ -296,6 +311,30 @@ class Schemas:
         if field_behavior_pb2.FieldBehavior.OUTPUT_ONLY in behaviors(field):
             schema["readOnly"] = True
         return schema
+
+    def narrowed(self, message: Message, field: FieldDescriptorProto) -> Json:
+        """Make the schema of what a field holds, with the range that is written above it."""
+        schema = dict(self.value(field))
+        comment = message.comment_of(field)
+        found = _RANGE.search(comment)
+        if not message.is_request:
+            return schema
+        many = is_repeated(field)
+        if many and field.type == _Field.TYPE_ENUM:
+            first = self._contracts.enums[field.type_name.removeprefix(".")].proto.value[0].name
+            schema["items"] = {**schema["items"], "not": {"const": first}}
+        if found is None:
+            return schema
+        low, high = int(found[1]), int(found[2])
+        if field.type in _NARROWED:
+            low = 0 if _ZERO.search(comment) else low
+            within = {**self.single(field), "minimum": low, "maximum": high}
+            if not many:
+                return within
+            schema["items"] = within
+            most = _AT_MOST.search(comment)
+            return {**schema, "maxItems": int(most[1])} if most else schema
+        return {**schema, "minItems": low, "maxItems": high} if many else schema
 
     def value(self, field: FieldDescriptorProto) -> Json:
         """Make the schema of what a field holds: one value, a list or a map."""

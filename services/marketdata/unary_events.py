@@ -1,19 +1,21 @@
 """The latest of what venues tell beside books."""
 # ruff: noqa: N802 - methods are named as in the contract
 
+import contextlib
 from typing import Final
 
-from marketprism.market.v1 import common_pb2
+from marketprism.market.v1 import common_pb2, order_book_pb2
 from marketprism.market.v1 import market_data_service_pb2 as pb
 
 from services.marketdata.catalog import Key
+from services.marketdata.levels import MalformedLevelError
 from services.marketdata.live_kinds import INDEX_KINDS, KINDS
 from services.marketdata.live_trades import trades_field
 from services.marketdata.market import Market
 from services.marketdata.responses import metadata_of, next_page
 from services.marketdata.servicer import Context
 from services.marketdata.validators import check_event_kinds
-from services.marketdata.wire import field
+from services.marketdata.wire import ORDER_BOOK_SNAPSHOT, event_item, field
 from services.shared.errors import Unavailable
 from services.shared.paging import page_after, page_size, read_token
 
@@ -21,6 +23,8 @@ __all__ = ["EventCalls"]
 
 _BEST_BID_OFFER: Final = int(common_pb2.EVENT_KIND_BEST_BID_OFFER)
 _TICKER: Final = int(common_pb2.EVENT_KIND_TICKER)
+_ORDER_BOOK: Final = int(common_pb2.EVENT_KIND_ORDER_BOOK)
+_REQUESTED: Final = int(order_book_pb2.SNAPSHOT_REASON_REQUESTED)
 
 
 class EventCalls:
@@ -65,7 +69,10 @@ class EventCalls:
         return b"".join(field(1, each) for each in page) + next_page(scope, next_place)
 
     async def GetLatestEvents(self, request: pb.GetLatestEventsRequest, _context: Context) -> bytes:
-        """Answer the latest event of each kind, in the order of the kinds."""
+        """Answer the latest event of each kind, in the order of the kinds.
+
+        A book is given when it is asked for, as a snapshot.
+        """
         check_event_kinds(request.kinds)
         market = self._market
         key = (request.exchange, request.symbol)
@@ -73,7 +80,16 @@ class EventCalls:
         kinds = sorted(set(request.kinds) or KINDS)
         if not market.catalog.is_instrument(key):
             kinds = [kind for kind in kinds if kind in INDEX_KINDS]
-        return b"".join(item for kind in kinds for item in market.latest(kind, key))
+        items = (market.latest(k, key) if k != _ORDER_BOOK else self._book(key) for k in kinds)
+        return b"".join(item for each in items for item in each)
+
+    def _book(self, key: Key) -> list[bytes]:
+        book = self._market.book(key)
+        if not book.has_levels:
+            return []
+        with contextlib.suppress(MalformedLevelError):
+            return [event_item(ORDER_BOOK_SNAPSHOT, book.order_book(0, _REQUESTED))]
+        return []
 
     def _only(self, kind: int, key: Key) -> bytes:
         """Give the latest of a kind that an instrument has one of."""

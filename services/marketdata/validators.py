@@ -47,16 +47,11 @@ def check_batch_size(count: int) -> None:
 
 
 def check_event_kinds(kinds: Sequence[int]) -> None:
-    """Check the kinds of a filter: each one that exists, is a single message, and not a book's."""
+    """Check the kinds of a filter: each one that exists, and not UNSPECIFIED."""
     known = common_pb2.EventKind.DESCRIPTOR.values_by_number
-    single = [n for n in known if n not in (0, common_pb2.EVENT_KIND_ORDER_BOOK)]
     for index, kind in enumerate(kinds):
-        if kind == common_pb2.EVENT_KIND_ORDER_BOOK:
-            raise _invalid(
-                f"kinds[{index}]", "expected a kind other than books, which GetOrderBook has", kind
-            )
-        if kind not in single:
-            names = ", ".join(known[number].name for number in single)
+        if kind == 0 or kind not in known:
+            names = ", ".join(value.name for number, value in known.items() if number)
             raise _invalid(f"kinds[{index}]", f"expected one of {names}", kind)
 
 

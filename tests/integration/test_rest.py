@@ -272,7 +272,7 @@ async def test_a_misspelt_name_is_answered_with_the_right_one(mesh: RestMesh) ->
         (f"/api/v1/orderbook/{PERPETUAL}?depth=-1", "depth"),
         (f"/api/v1/orderbook/{PERPETUAL}?depth=10001", "depth"),
         (f"/api/v1/trades/{PERPETUAL}?page_size=5000", "page_size"),
-        (f"/api/v1/latest/{PERPETUAL}?kinds=EVENT_KIND_ORDER_BOOK", "kinds[0]"),
+        (f"/api/v1/latest/{PERPETUAL}?kinds=EVENT_KIND_UNSPECIFIED", "kinds[0]"),
         ("/api/v1/instruments?kind=99", "kind"),
         ("/api/v1/tickers?page_size=0&page_token=e30", "page_token"),
     ],

@@ -71,7 +71,17 @@ def test_two_paths_of_one_shape_are_seen_as_ambiguous() -> None:
 
 def test_words_that_overlap_a_variable_are_no_value_of_it(rules: list[Rule]) -> None:
     """`/runs/watch` hides the run "watch": such words must be ones that no id or symbol has."""
-    reserved = {"watch", "status", "stream", "series", "spreads", "depths", "days"}
+    reserved = {
+        "watch",
+        "status",
+        "stream",
+        "snapshot",
+        "symbols",
+        "series",
+        "spreads",
+        "depths",
+        "days",
+    }
     for a, b in itertools.permutations(rules, 2):
         if a.verb != b.verb or len(a.segments) != len(b.segments):
             continue

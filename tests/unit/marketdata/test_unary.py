@@ -134,6 +134,19 @@ async def test_the_latest_events_come_by_kind_and_side_by_side(market: Market) -
     assert [each.WhichOneof("event") for each in answer.events] == ["funding_rate"]
 
 
+async def test_a_book_is_among_the_latest_events_only_when_asked_for(market: Market) -> None:
+    calls = EventCalls(market)
+    book = Collected()
+    begin(market, book)
+    tell(market, C.EVENT_KIND_TICKER, BTC)
+    answer = await ask(calls.GetLatestEvents, pb.GetLatestEventsRequest(**BTC))
+    assert [each.WhichOneof("event") for each in answer.events] == ["ticker"]
+    asked = pb.GetLatestEventsRequest(**BTC, kinds=[C.EVENT_KIND_ORDER_BOOK])
+    (event,) = (await ask(calls.GetLatestEvents, asked)).events
+    assert event.order_book_snapshot.epoch == book.epoch
+    assert event.order_book_snapshot.reason == S.SNAPSHOT_REASON_REQUESTED
+
+
 async def test_an_index_has_latest_events(market: Market) -> None:
     calls = EventCalls(market)
     tell(market, C.EVENT_KIND_INDEX_PRICE, INDEX, index_price="50000")
@@ -146,7 +159,7 @@ async def test_an_index_has_latest_events(market: Market) -> None:
     assert "BTC-USD-DVOL" in str(unknown)
 
 
-@pytest.mark.parametrize("kind", [C.EVENT_KIND_UNSPECIFIED, C.EVENT_KIND_ORDER_BOOK, 99])
+@pytest.mark.parametrize("kind", [C.EVENT_KIND_UNSPECIFIED, 99])
 async def test_a_kind_that_has_no_latest_event_is_refused(market: Market, kind: Any) -> None:
     tell(market, C.EVENT_KIND_TICKER, BTC)
     request = pb.GetLatestEventsRequest(**BTC, kinds=[C.EVENT_KIND_TICKER, kind])
