@@ -57,7 +57,7 @@ def _cell(runs: Sequence[Outcome]) -> str:
         parts.append(", ".join(detected))
     times = sorted(run.recover_seconds for run in runs if run.recover_seconds is not None)
     if times:
-        middle, longest = times[len(times) // 2], times[-1]
+        middle, longest = times[(len(times) - 1) // 2], times[-1]
         told = f"{middle:.2f}" if len(times) == 1 else f"{middle:.2f} / {longest:.2f}"
         parts.append(f"{told} s")
     elif all(run.passed for run in runs):
