@@ -25,6 +25,7 @@ from services.marketdata.service import MarketDataService
 from services.marketdata.settings import MarketDataSettings, StreamSettings
 from services.marketdata.wire import ORDER_BOOK_UPDATE, event_item
 from services.shared.jetstream import Message
+from services.shared.pauses import avoid_pauses
 from services.shared.settings import MeshSettings, ServiceSettings
 
 __all__ = ["KINDS", "ONE_EVENT", "SERVICE", "item_size"]
@@ -156,6 +157,7 @@ async def _serve_bare(port: int, methods: dict[str, Any]) -> None:
 
 
 async def _serve(given: argparse.Namespace) -> None:
+    avoid_pauses()
     if given.kind == "ceiling":
         await _serve_ceiling(given.port, given.levels)
     elif given.kind == "bare":

@@ -18,6 +18,7 @@ import uvloop
 
 from services.shared.errors import ConfigError, MarketPrismError
 from services.shared.log import configure_logging, get_logger
+from services.shared.pauses import avoid_pauses
 from services.shared.service import BaseService
 from services.shared.settings import MeshSettings, load_mesh
 
@@ -57,7 +58,9 @@ def run_many(services: Sequence[type[BaseService]], config_dir: Path | None = No
 async def _serve_configured(
     services: Sequence[type[BaseService]], mesh: MeshSettings, config_dir: Path | None
 ) -> int:
-    return await serve([service.from_config(mesh, config_dir) for service in services])
+    configured = [service.from_config(mesh, config_dir) for service in services]
+    avoid_pauses()
+    return await serve(configured)
 
 
 async def serve(services: Sequence[BaseService]) -> int:
