@@ -43,6 +43,7 @@ class _Vector:
         self._book = OrderBook()
         self._has_book = False
         self._open = False
+        self._interrupted: set[str] = set()
         self._state = order_book_pb2.ORDER_BOOK_STATE_UNSPECIFIED
         self.epoch = epoch
         self.sequence = 0
@@ -71,14 +72,15 @@ class _Vector:
         message.bid_horizon, message.ask_horizon = horizons
         return self._step(MarketEvent(order_book_snapshot=message))
 
-    def update(self, bids: _Levels, asks: _Levels) -> "_Vector":
-        self.sequence += 1
+    def update(self, bids: _Levels, asks: _Levels, *, merged: int = 0) -> "_Vector":
+        first = self.sequence + 1 if merged else 0
+        self.sequence += merged or 1
         changes = self._book.apply(bids, asks)
-        return self._step(self._update(changes, self.epoch, self.sequence))
+        return self._step(self._update(changes, self.epoch, self.sequence, first))
 
-    def wrong_update(self, *, epoch: int | None = None, sequence: int) -> "_Vector":
+    def wrong_update(self, *, epoch: int | None = None, sequence: int, first: int = 0) -> "_Vector":
         changes = OrderBook().apply([("64250.1", "9")], [])
-        event = self._update(changes, self.epoch if epoch is None else epoch, sequence)
+        event = self._update(changes, self.epoch if epoch is None else epoch, sequence, first)
         self._lose()
         return self._step(event, out_of_step=True)
 
@@ -96,18 +98,21 @@ class _Vector:
         return self._step(MarketEvent(order_book_status=status))
 
     def stream(
-        self, state: str, reason: str = "", *, whole: bool = False, dropped: int = 0
+        self, state: str, reason: str = "", *, scope: str = "instrument", dropped: int = 0
     ) -> "_Vector":
         if state == "OPEN":
             self._open = True
-        elif state in ("INTERRUPTED", "ENDED"):
+            self._interrupted.discard(scope)
+        elif state == "INTERRUPTED":
+            self._interrupted.add(scope)
+        elif state == "ENDED":
             self._open = False
         status = market_event_pb2.StreamStatus(
             state=market_event_pb2.StreamState.Value("STREAM_STATE_" + state),
             reason=reason,
             dropped_events=dropped,
-            exchange="" if whole else _EXCHANGE,
-            symbol="" if whole else _SYMBOL,
+            exchange="" if scope == "stream" else _EXCHANGE,
+            symbol=_SYMBOL if scope == "instrument" else "",
         )
         return self._step(MarketEvent(stream_status=status))
 
@@ -116,6 +121,7 @@ class _Vector:
 
     def disconnect(self) -> "_Vector":
         self._open = False
+        self._interrupted.clear()
         self._state = order_book_pb2.ORDER_BOOK_STATE_UNSPECIFIED
         return self._step(None)
 
@@ -128,13 +134,14 @@ class _Vector:
         self._book = OrderBook()
         self._has_book = False
         self._open = False
+        self._interrupted.clear()
         self._state = order_book_pb2.ORDER_BOOK_STATE_UNSPECIFIED
 
     @staticmethod
-    def _update(changes: bytes, epoch: int, sequence: int) -> MarketEvent:
+    def _update(changes: bytes, epoch: int, sequence: int, first: int) -> MarketEvent:
         message = order_book_pb2.OrderBookUpdate.FromString(changes)
         message.exchange, message.symbol = _EXCHANGE, _SYMBOL
-        message.epoch, message.sequence = epoch, sequence
+        message.epoch, message.sequence, message.first_sequence = epoch, sequence, first
         return MarketEvent(order_book_update=message)
 
     def _step(self, event: MarketEvent | None, *, out_of_step: bool = False) -> "_Vector":
@@ -142,6 +149,7 @@ class _Vector:
         known_bids, known_asks = self._book.levels_within_horizon()
         bids, asks = bids[:known_bids], asks[:known_asks]
         state = order_book_pb2.OrderBookState.Name(self._state).removeprefix(_STATE_PREFIX)
+        is_heard = self._open and not self._interrupted
         step: dict[str, Any] = {}
         if event is None:
             step["disconnect"] = True
@@ -150,7 +158,7 @@ class _Vector:
         step["expect"] = {
             "out_of_step": out_of_step,
             "state": state,
-            "trusted": self._has_book and self._open and state == "SYNCED",
+            "trusted": is_heard and self._has_book and state == "SYNCED",
             "epoch": str(self.epoch if self._has_book else 0),
             "sequence": str(self.sequence if self._has_book else 0),
             "bids": [list(level) for level in bids],
@@ -218,6 +226,14 @@ def _continuity() -> list[_Vector]:
         .stream("OPEN", "SUBSCRIBED")
         .status("SYNCED", "SYNCHRONISED")
         .wrong_update(epoch=0, sequence=1),
+        _opened("merged", "A merged update continues the book when its first one does.")
+        .update([("64249", "2"), ("64250.1", "0")], [], merged=5)
+        .update([], [("64250.11", "0")])
+        .update([("64248", "1")], [], merged=1)
+        .wrong_update(sequence=20, first=16),
+        _opened(
+            "merged repeat", "A merged update that begins too early does not continue it."
+        ).wrong_update(sequence=9, first=7),
         _opened("replacement", "A snapshot replaces everything, whatever its reason.")
         .snapshot(
             [("64240", "1")],
@@ -266,7 +282,7 @@ def _trust() -> list[_Vector]:
         .status("SYNCED", "SYNCHRONISED"),
         _opened("heartbeat", "A heartbeat changes nothing, whether or not it names the book.")
         .stream("HEARTBEAT", "IDLE")
-        .stream("HEARTBEAT", "IDLE", whole=True),
+        .stream("HEARTBEAT", "IDLE", scope="stream"),
         _opened("lagging", "Who lags gets a snapshot of the book as it is now.")
         .stream("LAGGING", "SLOW_READER", dropped=400)
         .snapshot(
@@ -279,8 +295,19 @@ def _trust() -> list[_Vector]:
         .stream("HEARTBEAT", "IDLE")
         .stream("OPEN", "RESTORED")
         .update([("64250.1", "2")], []),
+        _opened("scopes", "What is interrupted stays so until the same scope is open again.")
+        .stream("INTERRUPTED", "BROKER_DISCONNECTED", scope="stream")
+        .stream("INTERRUPTED", "COLLECTOR_SILENT", scope="venue")
+        .stream("OPEN", "BROKER_DISCONNECTED", scope="stream")
+        .stream("INTERRUPTED", "VENUE_GAP")
+        .stream("OPEN", "COLLECTOR_SILENT", scope="venue")
+        .stream("OPEN", "VENUE_GAP")
+        .stream("INTERRUPTED", "COLLECTOR_SILENT", scope="venue")
+        .disconnect()
+        .stream("OPEN", "SUBSCRIBED", scope="stream")
+        .status("SYNCED", "SYNCHRONISED"),
         _opened("ended", "After the last message nothing is known.")
-        .stream("ENDED", "SERVER_STOPPING", whole=True)
+        .stream("ENDED", "SERVER_STOPPING", scope="stream")
         .disconnect(),
         _opened(
             "resumed", "A resumed stream goes on where the book stands; its state is told anew."

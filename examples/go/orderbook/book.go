@@ -6,6 +6,7 @@
 package orderbook
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -44,11 +45,17 @@ type Book struct {
 	bidHorizon, askHorizon string
 	state                  marketv1.OrderBookState
 	streamOpen             bool
+	interrupted            map[string]bool
 }
 
 // New makes an empty book, which takes the events of this instrument and ignores all others.
 func New(exchange, symbol string) *Book {
-	return &Book{exchange: exchange, symbol: symbol, bids: side{descending: true}}
+	return &Book{
+		exchange:    exchange,
+		symbol:      symbol,
+		bids:        side{descending: true},
+		interrupted: map[string]bool{},
+	}
 }
 
 // Epoch and Sequence say where the book stands; epoch 0 means that there is no book.
@@ -63,7 +70,7 @@ func (b *Book) State() marketv1.OrderBookState { return b.state }
 // Trusted tells whether the book equals the venue's: there is one, the server says that it is in
 // step, and the stream that would tell otherwise is open.
 func (b *Book) Trusted() bool {
-	return b.epoch != 0 && b.streamOpen &&
+	return b.epoch != 0 && b.streamOpen && len(b.interrupted) == 0 &&
 		b.state == marketv1.OrderBookState_ORDER_BOOK_STATE_SYNCED
 }
 
@@ -103,6 +110,7 @@ func (b *Book) WriteTop(out io.Writer) {
 // they stand; nothing is known of the venue until it does.
 func (b *Book) Disconnected() {
 	b.streamOpen = false
+	clear(b.interrupted)
 	b.state = marketv1.OrderBookState_ORDER_BOOK_STATE_UNSPECIFIED
 }
 
@@ -124,9 +132,8 @@ func (b *Book) Apply(event *marketv1.MarketEvent) error {
 		}
 	case *marketv1.MarketEvent_StreamStatus:
 		status := told.StreamStatus
-		// A status without an instrument speaks of the whole stream.
-		if status.GetExchange() == "" || b.isMine(status) {
-			b.follow(status.GetState())
+		if b.isOfMe(status) {
+			b.follow(status)
 		}
 	}
 	return nil
@@ -141,11 +148,23 @@ func (b *Book) isMine(event ofInstrument) bool {
 	return event.GetExchange() == b.exchange && event.GetSymbol() == b.symbol
 }
 
-func (b *Book) follow(state marketv1.StreamState) {
-	switch state {
+// isOfMe tells whether a status speaks of the book: of the whole stream, of its venue or of its
+// instrument.
+func (b *Book) isOfMe(status *marketv1.StreamStatus) bool {
+	venue, symbol := status.GetExchange(), status.GetSymbol()
+	return (venue == "" || venue == b.exchange) && (symbol == "" || symbol == b.symbol)
+}
+
+func (b *Book) follow(status *marketv1.StreamStatus) {
+	// What is interrupted stays so until the same scope is open again.
+	scope := status.GetExchange() + "/" + status.GetSymbol()
+	switch status.GetState() {
 	case marketv1.StreamState_STREAM_STATE_OPEN:
 		b.streamOpen = true
-	case marketv1.StreamState_STREAM_STATE_INTERRUPTED, marketv1.StreamState_STREAM_STATE_ENDED:
+		delete(b.interrupted, scope)
+	case marketv1.StreamState_STREAM_STATE_INTERRUPTED:
+		b.interrupted[scope] = true
+	case marketv1.StreamState_STREAM_STATE_ENDED:
 		b.streamOpen = false
 	}
 }
@@ -159,7 +178,9 @@ func (b *Book) replace(snapshot *marketv1.OrderBookSnapshot) {
 }
 
 func (b *Book) update(update *marketv1.OrderBookUpdate) error {
-	if b.epoch == 0 || update.GetEpoch() != b.epoch || update.GetSequence() != b.sequence+1 {
+	// A merged update stands for all from its first one on.
+	first := cmp.Or(update.GetFirstSequence(), update.GetSequence())
+	if b.epoch == 0 || update.GetEpoch() != b.epoch || first != b.sequence+1 {
 		failure := &OutOfStepError{b.epoch, b.sequence, update.GetEpoch(), update.GetSequence()}
 		*b = *New(b.exchange, b.symbol)
 		return failure

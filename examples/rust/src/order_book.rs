@@ -4,6 +4,7 @@
 //! and says what may be believed. Two rules keep a book right: a snapshot replaces everything; an
 //! update is right only if it has the same epoch and the next sequence.
 
+use std::collections::HashSet;
 use std::error::Error;
 use std::fmt::{self, Write};
 
@@ -12,6 +13,7 @@ use sha2::{Digest, Sha256};
 use crate::contracts::marketprism::market::v1::market_event::Event;
 use crate::contracts::marketprism::market::v1::{
     MarketEvent, OrderBookSnapshot, OrderBookState, OrderBookUpdate, PriceLevel, StreamState,
+    StreamStatus,
 };
 use crate::decimal;
 
@@ -56,6 +58,7 @@ pub struct OrderBook {
     asks: Side,
     state: OrderBookState,
     stream_open: bool,
+    interrupted: HashSet<String>,
 }
 
 impl OrderBook {
@@ -69,6 +72,7 @@ impl OrderBook {
             asks: Side::new(false, ""),
             state: OrderBookState::Unspecified,
             stream_open: false,
+            interrupted: HashSet::new(),
         }
     }
 
@@ -91,7 +95,8 @@ impl OrderBook {
     /// Whether the book equals the venue's: there is one, the server says that it is in step, and
     /// the stream that would tell otherwise is open.
     pub fn is_trusted(&self) -> bool {
-        self.epoch != 0 && self.stream_open && self.state == OrderBookState::Synced
+        let is_heard = self.stream_open && self.interrupted.is_empty();
+        self.epoch != 0 && is_heard && self.state == OrderBookState::Synced
     }
 
     /// The bids, highest first. Beyond the horizon that the venue publishes a book is unknown, so
@@ -138,6 +143,7 @@ impl OrderBook {
     /// is known of the venue until it does.
     pub fn disconnected(&mut self) {
         self.stream_open = false;
+        self.interrupted.clear();
         self.state = OrderBookState::Unspecified;
     }
 
@@ -154,16 +160,7 @@ impl OrderBook {
             Some(Event::OrderBookStatus(told)) if self.is_mine(&told.exchange, &told.symbol) => {
                 self.state = told.state();
             }
-            // A status without an instrument speaks of the whole stream.
-            Some(Event::StreamStatus(told))
-                if told.exchange.is_empty() || self.is_mine(&told.exchange, &told.symbol) =>
-            {
-                match told.state() {
-                    StreamState::Open => self.stream_open = true,
-                    StreamState::Interrupted | StreamState::Ended => self.stream_open = false,
-                    _ => {}
-                }
-            }
+            Some(Event::StreamStatus(told)) if self.is_of_me(told) => self.follow(told),
             _ => {}
         }
         Ok(())
@@ -171,6 +168,28 @@ impl OrderBook {
 
     fn is_mine(&self, exchange: &str, symbol: &str) -> bool {
         exchange == self.exchange && symbol == self.symbol
+    }
+
+    /// Whether a status speaks of the book: of the whole stream, of its venue or of its instrument.
+    fn is_of_me(&self, status: &StreamStatus) -> bool {
+        ["", &self.exchange].contains(&status.exchange.as_str())
+            && ["", &self.symbol].contains(&status.symbol.as_str())
+    }
+
+    fn follow(&mut self, status: &StreamStatus) {
+        // What is interrupted stays so until the same scope is open again.
+        let scope = format!("{}/{}", status.exchange, status.symbol);
+        match status.state() {
+            StreamState::Open => {
+                self.stream_open = true;
+                self.interrupted.remove(&scope);
+            }
+            StreamState::Interrupted => {
+                self.interrupted.insert(scope);
+            }
+            StreamState::Ended => self.stream_open = false,
+            _ => {}
+        }
     }
 
     fn replace(&mut self, snapshot: &OrderBookSnapshot) {
@@ -185,7 +204,11 @@ impl OrderBook {
     fn update(&mut self, update: &OrderBookUpdate) -> Result<(), OutOfStep> {
         let stood_at = (self.epoch, self.sequence);
         let got = (update.epoch, update.sequence);
-        if self.epoch == 0 || got != (self.epoch, self.sequence.wrapping_add(1)) {
+        // A merged update stands for all from its first one on.
+        let first =
+            if update.first_sequence == 0 { update.sequence } else { update.first_sequence };
+        let continues = update.epoch == self.epoch && first == self.sequence.wrapping_add(1);
+        if self.epoch == 0 || !continues {
             *self = Self::new(&self.exchange, &self.symbol);
             return Err(OutOfStep { stood_at, got });
         }

@@ -7,7 +7,11 @@
  */
 import { compareDecimals } from "./decimal.js";
 import type { PriceLevel } from "./gen/marketprism/market/v1/common_pb.js";
-import { type MarketEvent, StreamState } from "./gen/marketprism/market/v1/market_event_pb.js";
+import {
+  type MarketEvent,
+  StreamState,
+  type StreamStatus,
+} from "./gen/marketprism/market/v1/market_event_pb.js";
 import {
   type OrderBookSnapshot,
   OrderBookState,
@@ -40,6 +44,7 @@ export class OrderBook {
   #bids = new Side(true);
   #asks = new Side(false);
   #streamOpen = false;
+  #interrupted = new Set<string>();
 
   constructor(
     readonly exchange: string,
@@ -51,7 +56,8 @@ export class OrderBook {
    * stream that would tell otherwise is open.
    */
   get trusted(): boolean {
-    return this.epoch !== 0n && this.#streamOpen && this.state === OrderBookState.SYNCED;
+    const isHeard = this.#streamOpen && this.#interrupted.size === 0;
+    return this.epoch !== 0n && isHeard && this.state === OrderBookState.SYNCED;
   }
 
   /**
@@ -83,6 +89,7 @@ export class OrderBook {
    */
   disconnected(): void {
     this.#streamOpen = false;
+    this.#interrupted.clear();
     this.state = OrderBookState.UNSPECIFIED;
   }
 
@@ -108,9 +115,8 @@ export class OrderBook {
         }
         break;
       case "streamStatus":
-        // A status without an instrument speaks of the whole stream.
-        if (event.value.exchange === "" || this.#isMine(event.value)) {
-          this.#follow(event.value.state);
+        if (this.#isOfMe(event.value)) {
+          this.#follow(event.value);
         }
         break;
     }
@@ -120,10 +126,20 @@ export class OrderBook {
     return event.exchange === this.exchange && event.symbol === this.symbol;
   }
 
-  #follow(state: StreamState): void {
+  /** Whether a status speaks of the book: of the whole stream, of its venue or of its instrument. */
+  #isOfMe({ exchange, symbol }: StreamStatus): boolean {
+    return ["", this.exchange].includes(exchange) && ["", this.symbol].includes(symbol);
+  }
+
+  #follow({ state, exchange, symbol }: StreamStatus): void {
+    // What is interrupted stays so until the same scope is open again.
+    const scope = `${exchange}/${symbol}`;
     if (state === StreamState.OPEN) {
       this.#streamOpen = true;
-    } else if (state === StreamState.INTERRUPTED || state === StreamState.ENDED) {
+      this.#interrupted.delete(scope);
+    } else if (state === StreamState.INTERRUPTED) {
+      this.#interrupted.add(scope);
+    } else if (state === StreamState.ENDED) {
       this.#streamOpen = false;
     }
   }
@@ -139,7 +155,9 @@ export class OrderBook {
 
   #update(update: OrderBookUpdate): void {
     const { epoch, sequence } = this;
-    if (epoch === 0n || update.epoch !== epoch || update.sequence !== sequence + 1n) {
+    // A merged update stands for all from its first one on.
+    const first = update.firstSequence || update.sequence;
+    if (epoch === 0n || update.epoch !== epoch || first !== sequence + 1n) {
       this.epoch = 0n;
       this.sequence = 0n;
       this.#bids = new Side(true);

@@ -5,15 +5,17 @@ import io.marketprism.market.v1.OrderBookSnapshot;
 import io.marketprism.market.v1.OrderBookState;
 import io.marketprism.market.v1.OrderBookUpdate;
 import io.marketprism.market.v1.PriceLevel;
-import io.marketprism.market.v1.StreamState;
+import io.marketprism.market.v1.StreamStatus;
 import java.math.BigDecimal;
 import java.nio.charset.StandardCharsets;
 import java.security.MessageDigest;
 import java.security.NoSuchAlgorithmException;
 import java.util.Comparator;
+import java.util.HashSet;
 import java.util.HexFormat;
 import java.util.List;
 import java.util.NavigableMap;
+import java.util.Set;
 import java.util.TreeMap;
 
 /**
@@ -36,6 +38,7 @@ final class OrderBook {
   private Side asks = new Side(Comparator.naturalOrder(), "");
   private OrderBookState state = OrderBookState.ORDER_BOOK_STATE_UNSPECIFIED;
   private boolean streamOpen;
+  private final Set<String> interrupted = new HashSet<>();
 
   /** Makes an empty book, which takes the events of this instrument and ignores all others. */
   OrderBook(String exchange, String symbol) {
@@ -71,7 +74,8 @@ final class OrderBook {
    * stream that would tell otherwise is open.
    */
   boolean isTrusted() {
-    return epoch != 0 && streamOpen && state == OrderBookState.ORDER_BOOK_STATE_SYNCED;
+    boolean isHeard = streamOpen && interrupted.isEmpty();
+    return epoch != 0 && isHeard && state == OrderBookState.ORDER_BOOK_STATE_SYNCED;
   }
 
   /**
@@ -128,6 +132,7 @@ final class OrderBook {
    */
   void disconnected() {
     streamOpen = false;
+    interrupted.clear();
     state = OrderBookState.ORDER_BOOK_STATE_UNSPECIFIED;
   }
 
@@ -157,9 +162,8 @@ final class OrderBook {
       }
       case STREAM_STATUS -> {
         var status = event.getStreamStatus();
-        // A status without an instrument speaks of the whole stream.
-        if (status.getExchange().isEmpty() || isMine(status.getExchange(), status.getSymbol())) {
-          follow(status.getState());
+        if (isOfMe(status)) {
+          follow(status);
         }
       }
       default -> {}
@@ -170,10 +174,22 @@ final class OrderBook {
     return exchange.equals(this.exchange) && symbol.equals(this.symbol);
   }
 
-  private void follow(StreamState told) {
-    switch (told) {
-      case STREAM_STATE_OPEN -> streamOpen = true;
-      case STREAM_STATE_INTERRUPTED, STREAM_STATE_ENDED -> streamOpen = false;
+  /** Whether a status speaks of the book: of the whole stream, of its venue or of its instrument. */
+  private boolean isOfMe(StreamStatus status) {
+    return List.of("", exchange).contains(status.getExchange())
+        && List.of("", symbol).contains(status.getSymbol());
+  }
+
+  private void follow(StreamStatus status) {
+    // What is interrupted stays so until the same scope is open again.
+    String scope = status.getExchange() + "/" + status.getSymbol();
+    switch (status.getState()) {
+      case STREAM_STATE_OPEN -> {
+        streamOpen = true;
+        interrupted.remove(scope);
+      }
+      case STREAM_STATE_INTERRUPTED -> interrupted.add(scope);
+      case STREAM_STATE_ENDED -> streamOpen = false;
       default -> {}
     }
   }
@@ -188,7 +204,9 @@ final class OrderBook {
   }
 
   private void update(OrderBookUpdate update) throws OutOfStepException {
-    if (epoch == 0 || update.getEpoch() != epoch || update.getSequence() != sequence + 1) {
+    // A merged update stands for all from its first one on.
+    long first = update.getFirstSequence() != 0 ? update.getFirstSequence() : update.getSequence();
+    if (epoch == 0 || update.getEpoch() != epoch || first != sequence + 1) {
       var failure =
           new OutOfStepException(epoch, sequence, update.getEpoch(), update.getSequence());
       replace(OrderBookSnapshot.getDefaultInstance());
