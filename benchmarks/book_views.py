@@ -95,17 +95,21 @@ def _quantity(chance: random.Random) -> str:
     return f"0.{chance.randrange(1, 10**5)}1"
 
 
-def _measure(books: _Books, wishes: list[BookWish], rate: int) -> dict[str, object]:
-    loop = _SimulatedTime()
-    try:
-        return loop.run_until_complete(_run(loop, books, wishes, rate))
-    finally:
-        loop.close()
+def _measure(books: _Books, wishes: list[BookWish], rate: int, repeats: int) -> dict[str, float]:
+    """Measure some times, and give the least: other work on the machine only ever adds."""
+    results = []
+    for _ in range(repeats):
+        loop = _SimulatedTime()
+        try:
+            results.append(loop.run_until_complete(_run(loop, books, wishes, rate)))
+        finally:
+            loop.close()
+    return min(results, key=lambda result: result["us_per_update"])
 
 
 async def _run(
     loop: _SimulatedTime, books: _Books, wishes: list[BookWish], rate: int
-) -> dict[str, object]:
+) -> dict[str, float]:
     bounds = LogBounds()
     market = Market(MarketDataSettings())
     market.catalog.ready = True
@@ -168,19 +172,19 @@ def main() -> None:
     parser.add_argument("--changes", type=int, default=8, help="levels an update")
     parser.add_argument("--rate", type=int, default=1000, help="updates a second and book")
     parser.add_argument("--turns", type=int, default=1000, help="updates of each book")
+    parser.add_argument("--repeats", type=int, default=3, help="the least of so many is told")
     options = parser.parse_args()
     configure_logging(LogSettings(level="warning"))
     books = _Books(options.books, options.levels, options.changes, options.turns)
-    _measure(books, [], options.rate)
-    floor = _measure(books, [], options.rate)
+    floor = _measure(books, [], options.rate, options.repeats)
     cases = {
         **{name: [wish] for name, wish in _WISHES.items()},
         "all five": list(_WISHES.values()),
     }
     print(json.dumps({"measurement": "floor: as they come", **floor}), flush=True)
     for name, wishes in cases.items():
-        result = _measure(books, wishes, options.rate)
-        above = float(str(result["us_per_update"])) - float(str(floor["us_per_update"]))
+        result = _measure(books, wishes, options.rate, options.repeats)
+        above = result["us_per_update"] - floor["us_per_update"]
         share = above * options.books * options.rate / 1e6
         result |= {"us_above_floor": round(above, 2), "cores_above_floor": round(share, 3)}
         print(json.dumps({"measurement": name, **result}), flush=True)

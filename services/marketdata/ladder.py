@@ -1,8 +1,10 @@
 """The levels of a book that views read: kept up to date, in order where somebody asks for it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
+from functools import lru_cache
+from itertools import repeat
 from typing import Final, TypeAlias
 
 from marketprism.market.v1 import order_book_pb2
@@ -17,6 +19,7 @@ __all__ = [
     "Dated",
     "Ladder",
     "OrderedSide",
+    "encode_best",
     "encode_levels",
     "snapshot_head",
 ]
@@ -27,6 +30,7 @@ BIDS: Final = 10
 ASKS: Final = 11
 """Field of the asks in the same."""
 
+_REMEMBERED = 16_384  # encoded levels
 _ORDER_AT = 256  # prices that came or went, before they are put in order although nobody asks
 
 Dated: TypeAlias = order_book_pb2.OrderBookSnapshot | order_book_pb2.OrderBookUpdate
@@ -149,23 +153,24 @@ class Ladder:
         )
 
 
+def encode_level(number: int, price: str, quantity: str) -> bytes:
+    """Encode a PriceLevel as one item of the repeated field `number`."""
+    return field(number, field(1, price.encode()) + field(2, quantity.encode()))
+
+
+# Of the best levels, which are sent again and again, most are as they were.
+_remembered = lru_cache(maxsize=_REMEMBERED)(encode_level)
+
+
 def encode_levels(number: int, levels: Iterable[tuple[str, str]]) -> bytes:
     """Encode prices and quantities as the repeated field `number` of PriceLevels, in this order."""
-    tag = chr(number << 3 | 2)
-    out = []
-    for price, quantity in levels:
-        length = len(price) + len(quantity) + 4
-        if length > 127 or not price.isascii() or not quantity.isascii():
-            out.append(
-                field(number, field(1, price.encode()) + field(2, quantity.encode())).decode(
-                    "latin-1"
-                )
-            )
-        else:
-            out.append(
-                f"{tag}{chr(length)}\n{chr(len(price))}{price}\x12{chr(len(quantity))}{quantity}"
-            )
-    return "".join(out).encode("latin-1")
+    return b"".join([encode_level(number, price, quantity) for price, quantity in levels])
+
+
+def encode_best(number: int, prices: Sequence[str], levels: Mapping[str, str]) -> bytes:
+    """Encode the levels at some prices, in this order, as `encode_levels` does."""
+    quantities = [levels[price] for price in prices]
+    return b"".join(map(_remembered, repeat(number), prices, quantities))
 
 
 def snapshot_head(last: Dated, reason: int) -> bytes:

@@ -9,7 +9,7 @@ from services.marketdata.ladder import (
     BIDS,
     Changes,
     OrderedSide,
-    encode_levels,
+    encode_best,
     snapshot_head,
 )
 from services.marketdata.live_book import Opening
@@ -112,8 +112,8 @@ class TopView(SharedView):
         )
         self._body = b"".join(
             (
-                encode_levels(BIDS, [(name, bids.levels[name]) for name in self._best_bids]),
-                encode_levels(ASKS, [(name, asks.levels[name]) for name in self._best_asks]),
+                encode_best(BIDS, self._best_bids, bids.levels),
+                encode_best(ASKS, self._best_asks, asks.levels),
                 tail.SerializeToString(),
             )
         )
