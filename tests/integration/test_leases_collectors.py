@@ -151,7 +151,7 @@ async def group(tmp_path: Path) -> AsyncIterator[Sharing]:
         try:
             await group.start(LEFT)
             await group.start(RIGHT)
-            await group.held_by(LEFT, RIGHT, seconds=20)
+            await group.held_by(LEFT, RIGHT, seconds=60)
             await seen.settle()
             yield group
             for book in seen.books.values():
@@ -180,7 +180,7 @@ async def test_the_books_of_a_killed_collector_go_on_at_another(group: Sharing) 
         "the ledger tells who took over",
     )
     await group.start(LEFT)
-    await group.held_by(LEFT, RIGHT, seconds=20)
+    await group.held_by(LEFT, RIGHT, seconds=60)
     await until(
         lambda: collectors_of(group, "HANDED_OVER").get("BTC-USDT") == RIGHT,
         "the ledger tells who handed it back",
@@ -233,7 +233,7 @@ async def test_who_alone_loses_the_broker_is_replaced_and_its_late_events_harm_n
     async with relay.running():
         await group.end(LEFT, signal.SIGTERM)
         await group.start(LEFT, relay.url)
-        await group.held_by(LEFT, RIGHT, seconds=20)
+        await group.held_by(LEFT, RIGHT, seconds=60)
         await group.seen.settle()
         before = group.epochs()
         relay.refuse()

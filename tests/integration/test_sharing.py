@@ -42,7 +42,7 @@ async def sharing(directory: Path, of: str) -> AsyncIterator[Sharing]:
         try:
             await group.start(ONE)
             await group.start(OTHER)
-            await group.held_by(ONE, OTHER, seconds=20)
+            await group.held_by(ONE, OTHER, seconds=60)
             await seen.settle()
             yield group
             assert seen.problems == []
@@ -83,7 +83,7 @@ async def test_no_trade_is_missing_or_twice_whoever_dies_or_leaves(tmp_path: Pat
         assert {s: group.epochs()[s] for s in kept} == {s: before[s] for s in kept}
 
         await group.start(ONE)
-        await group.held_by(ONE, OTHER, seconds=20)
+        await group.held_by(ONE, OTHER, seconds=60)
         await seen.settle()
         assert await group.end(OTHER, signal.SIGTERM) == 0
         await group.held_by(ONE)
