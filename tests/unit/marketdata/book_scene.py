@@ -231,8 +231,9 @@ class Client:
             update = event.order_book_update
             self.updates.append(update)
             first = update.first_sequence or update.sequence
-            if self.statuses[-1].state == S.ORDER_BOOK_STATE_RESYNCING and not self.snapshots:
+            if not self.snapshots and not self.opening.resumed:
                 # Who came while there was no book to be given waits for one.
+                assert self.statuses[-1].state not in (0, S.ORDER_BOOK_STATE_SYNCED)
                 return
             assert (update.epoch, first) == (self.epoch, self.sequence + 1), (
                 f"expected an update from {self.sequence + 1} of epoch {self.epoch}, "
