@@ -88,7 +88,8 @@ async def rest_mesh(directory: Path, *, of: str = "deribit") -> AsyncIterator[Re
                 upstreams=upstreams,
                 admin_port=0,
                 concurrency=1,
-                health_checks=HealthCheckSettings(interval=0.2, unhealthy_interval=0.1),
+                # Everything is in one process here, and it may have no time to answer at once.
+                health_checks=HealthCheckSettings(interval=1, timeout=10, unhealthy_threshold=5),
             ),
         )
         await stack.enter_async_context(gateway.running())
