@@ -311,6 +311,57 @@ def book(
 
 
 @app.command(rich_help_panel="Look")
+def top(
+    instruments: Annotated[
+        list[str] | None,
+        typer.Argument(help='Instruments as "exchange/symbol"; "*" matches any characters.'),
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Most instruments shown.", min=1, max=1000)] = 40,
+    once: Annotated[bool, typer.Option("--once", help="One table after two seconds.")] = False,
+    address: Address = None,
+    data_dir: DataDir = None,
+    config_dir: ConfigDir = None,
+) -> None:
+    """Show many instruments at once: tops, spreads, rates, states, latency; until Ctrl-C."""
+    from services.cli.client import gateway_address, run_async
+    from services.cli.top import top as show
+
+    with readable_errors():
+        where = gateway_address(address, data_dir, config_dir)
+    with readable_errors(where), contextlib.suppress(KeyboardInterrupt):
+        run_async(show(where, instruments or ["*/*"], limit=limit, once=once))
+
+
+@app.command(rich_help_panel="Look")
+def watch(
+    instruments: Annotated[
+        list[str] | None,
+        typer.Argument(help='Instruments as "exchange/symbol"; "*" matches any characters.'),
+    ] = None,
+    kinds: Annotated[
+        str, typer.Option(help="Kinds of event, comma-separated, such as trade,funding_rate.")
+    ] = "trade",
+    as_json: AsJson = False,
+    count: Annotated[
+        int | None, typer.Option("--count", "-n", help="End after so many events.", min=1)
+    ] = None,
+    address: Address = None,
+    data_dir: DataDir = None,
+    config_dir: ConfigDir = None,
+) -> None:
+    """Print every event of any mix of instruments and kinds, a line each, until Ctrl-C."""
+    from services.cli.client import gateway_address, run_async
+    from services.cli.watch import watch as follow
+
+    with readable_errors():
+        where = gateway_address(address, data_dir, config_dir)
+    with readable_errors(where), contextlib.suppress(KeyboardInterrupt):
+        run_async(
+            follow(where, instruments or ["*/*"], _split([kinds]), as_json=as_json, count=count)
+        )
+
+
+@app.command(rich_help_panel="Look")
 def trades(
     exchange: Exchange,
     symbol: Symbol,
@@ -356,6 +407,22 @@ def instruments(
     with readable_errors(where):
         count = run_async(print_instruments(where, exchange, as_json=as_json))
     raise typer.Exit(0 if count else EXIT_FAILURE)
+
+
+@app.command(rich_help_panel="Recordings")
+def events(
+    recordings: Annotated[
+        list[Path], typer.Argument(help="Files of a recording, or its folder.", exists=True)
+    ],
+    kinds: Annotated[
+        str | None, typer.Option(help="Only these, comma-separated, such as trade,integrity.")
+    ] = None,
+) -> None:
+    """Print what a collector told, again, from its recording alone: the same events."""
+    from services.cli.events import print_events
+
+    with readable_errors(), contextlib.suppress(KeyboardInterrupt):
+        print_events(recordings, _split([kinds] if kinds else None))
 
 
 @app.command(rich_help_panel="Recordings")

@@ -1,6 +1,9 @@
 """The Python client keeps a book through a rebuild, a restart of the server and a cut network."""
 
 import asyncio
+import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from decimal import Decimal
@@ -156,3 +159,31 @@ def test_the_ordinary_client_answers_the_same(mesh: Mesh) -> None:
         assert {each.symbol for each in client.instruments(EXCHANGE)} >= {SYMBOL, "ETH-USDT"}
         assert client.tickers(EXCHANGE)
         assert client.order_book(EXCHANGE, SYMBOL).is_trusted
+
+
+def run_cli(mesh: Mesh, *arguments: str, seconds: float = 60) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "services.cli", *arguments, "--address", address(mesh)],
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+    )
+
+
+def test_the_terminal_watches_events_as_json(mesh: Mesh) -> None:
+    result = run_cli(mesh, "watch", f"{EXCHANGE}/*", "--kinds", "trade", "--json", "-n", "3")
+    assert result.returncode == 0, result.stderr
+    events = [json.loads(line) for line in result.stdout.splitlines()]
+    trades = [event["trade"] for event in events if "trade" in event]
+    assert len(trades) == 3
+    assert all(trade["exchange"] == EXCHANGE for trade in trades)
+    refused = run_cli(mesh, "watch", "nonsense", "--kinds", "trade")
+    assert refused.returncode == 2
+    assert "INVALID_PATTERN" in refused.stderr
+
+
+def test_the_terminal_shows_many_instruments_at_once(mesh: Mesh) -> None:
+    result = run_cli(mesh, "top", f"{EXCHANGE}/*", "--once")
+    assert result.returncode == 0, result.stderr
+    assert f"{EXCHANGE}/{SYMBOL}" in result.stdout
+    assert "SYNCED" in result.stdout

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from services.cli.events import print_events
 from services.collector.leases import LeaseChange, LeaseManager, LeaseSettings
 from services.collector.replay import ReplayedEvent, replay
 from services.collector.service import CollectorService
@@ -101,6 +102,9 @@ async def test_a_recording_gives_the_same_events_again(tmp_path: Path, exchange:
         count = len(published)
         await until(lambda: len(published) > count + 200, "more is told")
     replays(tmp_path, published)
+    assert print_events([tmp_path / "recording"], ["trade"]) == sum(
+        event.subject.startswith("market.trade.") for event in published
+    )
     kinds = {event.subject.split(".")[1] for event in published}
     assert {"order_book_update", "trade", "best_bid_offer", "integrity", "ticker"} <= kinds
 
