@@ -40,8 +40,8 @@ _PREFIX = 5  # bytes before each gRPC message
 _METHODS = {
     "ceiling": ("ceiling", "StreamOrderBook"),
     "marketdata": ("marketdata", "StreamOrderBook"),
-    "batched": ("batched", "StreamOrderBook"),
     "subscriptions": ("marketdata", "StreamMarketData"),
+    "batched": ("batched", "StreamOrderBook"),
     "subscriptions_batched": ("batched", "StreamMarketData"),
 }
 
