@@ -4,6 +4,7 @@ import itertools
 import re
 from collections import defaultdict
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from google.api import field_behavior_pb2
@@ -113,3 +114,12 @@ def test_paths_are_written_alike(rules: list[Rule]) -> None:
         r"/api/v1(/([a-z][a-z0-9]*(-[a-z0-9]+)*|\{[a-z][a-z0-9_]*\}))+(:[a-z][A-Za-z]*)?"
     )
     assert [rule.template for rule in rules if not form.fullmatch(rule.template)] == []
+
+
+def test_every_path_of_the_market_is_documented(rules: list[Rule]) -> None:
+    text = (Path(__file__).parents[3] / "docs" / "rest.md").read_text(encoding="utf-8")
+    services = ("marketprism.market.v1.", "marketprism.collector.v1.")
+    for rule in rules:
+        if rule.method.startswith(services):
+            shown = (rule.template, f"...{rule.template[rule.template.rfind('/') :]}")
+            assert any(f"{path}`" in text for path in shown), f"{rule.template} is missing"
