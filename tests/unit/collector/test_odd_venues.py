@@ -74,7 +74,9 @@ def test_what_happens_to_a_muted_book_is_in_the_ledger_and_known_here() -> None:
     assert "RESYNC_BEGUN" in bench.kinds
 
 
-@pytest.mark.parametrize("place", ["ws://127.0.0.1:99999/", "ws://127.0.0.1:abc/", "ws://a..b/", "ws://[::1/"])
+@pytest.mark.parametrize(
+    "place", ["ws://127.0.0.1:99999/", "ws://127.0.0.1:abc/", "ws://a..b/", "ws://[::1/"]
+)
 async def test_a_redirect_to_nowhere_ends_nothing(place: str) -> None:
     answer = f"HTTP/1.1 302 Found\r\nLocation: {place}\r\nContent-Length: 0\r\n\r\n".encode()
     async with raw_server(answer) as url, running(url) as (connection, _):
