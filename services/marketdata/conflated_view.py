@@ -10,6 +10,7 @@ from services.marketdata.ladder import (
     BIDS,
     Changes,
     Dated,
+    encode_horizons,
     encode_levels,
     snapshot_head,
 )
@@ -125,13 +126,12 @@ class ConflatedView(SharedView):
     def _encode(self, reason: int) -> bytes:
         bid_horizon, ask_horizon = self._ladder.horizons()
         sides = self._ladder.bids, self._ladder.asks
-        tail = order_book_pb2.OrderBookSnapshot(bid_horizon=bid_horizon, ask_horizon=ask_horizon)
         return b"".join(
             (
                 snapshot_head(self._dated, reason),
                 encode_levels(BIDS, sides[0].in_order(self._bids)),
                 encode_levels(ASKS, sides[1].in_order(self._asks)),
-                tail.SerializeToString(),
+                encode_horizons(bid_horizon, ask_horizon),
             )
         )
 

@@ -20,6 +20,7 @@ __all__ = [
     "Ladder",
     "OrderedSide",
     "encode_best",
+    "encode_horizons",
     "encode_levels",
     "snapshot_head",
 ]
@@ -30,6 +31,9 @@ BIDS: Final = 10
 ASKS: Final = 11
 """Field of the asks in the same."""
 
+_BID_HORIZON = 12
+_ASK_HORIZON = 13
+_SHORT = 127  # bytes whose number takes one byte
 _REMEMBERED = 16_384  # encoded levels
 _ORDER_AT = 256  # prices that came or went, before they are put in order although nobody asks
 
@@ -155,7 +159,12 @@ class Ladder:
 
 def encode_level(number: int, price: str, quantity: str) -> bytes:
     """Encode a PriceLevel as one item of the repeated field `number`."""
-    return field(number, field(1, price.encode()) + field(2, quantity.encode()))
+    first, second = price.encode(), quantity.encode()
+    size = len(first) + len(second) + 4
+    if size > _SHORT:
+        return field(number, field(1, first) + field(2, second))
+    tag = number << 3 | 2
+    return b"%c%c\n%c%b\x12%c%b" % (tag, size, len(first), first, len(second), second)
 
 
 # Of the best levels, which are sent again and again, most are as they were.
@@ -171,6 +180,13 @@ def encode_best(number: int, prices: Sequence[str], levels: Mapping[str, str]) -
     """Encode the levels at some prices, in this order, as `encode_levels` does."""
     quantities = [levels[price] for price in prices]
     return b"".join(map(_remembered, repeat(number), prices, quantities))
+
+
+def encode_horizons(bid: str, ask: str) -> bytes:
+    """Encode all of an OrderBookSnapshot that comes after its levels."""
+    return (field(_BID_HORIZON, bid.encode()) if bid else b"") + (
+        field(_ASK_HORIZON, ask.encode()) if ask else b""
+    )
 
 
 def snapshot_head(last: Dated, reason: int) -> bytes:

@@ -10,6 +10,7 @@ from services.marketdata.ladder import (
     Changes,
     OrderedSide,
     encode_best,
+    encode_horizons,
     snapshot_head,
 )
 from services.marketdata.live_book import Opening
@@ -106,15 +107,14 @@ class TopView(SharedView):
         self._bid_names = frozenset(self._best_bids)
         self._ask_names = frozenset(self._best_asks)
         bid_horizon, ask_horizon = self._ladder.horizons()
-        tail = order_book_pb2.OrderBookSnapshot(
-            bid_horizon=_horizon(bids, self._best_bids, bid_horizon),
-            ask_horizon=_horizon(asks, self._best_asks, ask_horizon),
-        )
         self._body = b"".join(
             (
                 encode_best(BIDS, self._best_bids, bids.levels),
                 encode_best(ASKS, self._best_asks, asks.levels),
-                tail.SerializeToString(),
+                encode_horizons(
+                    _horizon(bids, self._best_bids, bid_horizon),
+                    _horizon(asks, self._best_asks, ask_horizon),
+                ),
             )
         )
 
