@@ -242,6 +242,7 @@ class BookFollower:
     def _tell(self, changes: Changes) -> None:
         # Groups compare with the quantities before.
         grouped = {step: ladder.take(changes) for step, ladder in self._groups.items()}
+        changes.note_old(self.ladder.bids.levels, self.ladder.asks.levels)
         self.ladder.take(changes)
         for view in list(self._views):
             view.on_changes(grouped[view.grouping] if view.grouping else changes)

@@ -23,6 +23,7 @@ __all__ = ["MarketBookViews"]
 _TOP: Final = int(pb.ORDER_BOOK_MODE_TOP)
 # Whoever is further behind than this is better served with the best levels as they are.
 _TOP_EVENTS = 256
+_MAX_BYTES = 4 * 1024 * 1024
 
 
 class MarketBookViews:
@@ -75,7 +76,7 @@ class MarketBookViews:
             follower = self._followers[key] = BookFollower(book)
         bounds = self._bounds
         events = _TOP_EVENTS if wish.mode == _TOP else bounds.max_events
-        log = EventLog(min(events, bounds.max_events), bounds.max_bytes)
+        log = EventLog(min(events, bounds.max_events), min(_MAX_BYTES, bounds.max_bytes))
         make = TopView if wish.mode == _TOP else ConflatedView
         return make(
             follower,

@@ -31,18 +31,19 @@ _FIRST_SEQUENCE: Final = b"\x60"  # field 12, a varint
 
 
 class ConflatedView(SharedView):
-    """What subscribers have is kept as of the last update sent, and newcomers are given that.
+    """Newcomers are given the book as of the last update sent, as everybody else has it.
 
-    So the next merged update continues the book of all of them.
+    So the next merged update continues the book of all of them. That book is what the ladder has,
+    with what was not sent yet undone.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        self._bids: dict[str, str] = {}
-        self._asks: dict[str, str] = {}
         self._dated: Dated = order_book_pb2.OrderBookUpdate()
-        # What was not sent yet.
+        # What was not sent yet, and what was there before.
         self._new_bids: dict[str, str] = {}
         self._new_asks: dict[str, str] = {}
+        self._old_bids: dict[str, str] = {}
+        self._old_asks: dict[str, str] = {}
         self._first: order_book_pb2.OrderBookUpdate | None = None
         self._last = order_book_pb2.OrderBookUpdate()
         self._item = b""
@@ -61,6 +62,8 @@ class ConflatedView(SharedView):
             self._item = b""
         self._new_bids.update(changes.bids)
         self._new_asks.update(changes.asks)
+        self._old_bids = changes.old_bids | self._old_bids
+        self._old_asks = changes.old_asks | self._old_asks
         self._last = changes.last
 
     def _emit(self) -> None:
@@ -71,12 +74,6 @@ class ConflatedView(SharedView):
         item = self._item or event_item(
             ORDER_BOOK_UPDATE, encode_update(first, last, self._new_bids, self._new_asks)
         )
-        for held, changes in ((self._bids, self._new_bids), (self._asks, self._new_asks)):
-            for price, quantity in changes.items():
-                if quantity == "0":
-                    held.pop(price, None)
-                else:
-                    held[price] = quantity
         self._forget_new()
         self.sequence = last.sequence
         self._append(item)
@@ -88,8 +85,6 @@ class ConflatedView(SharedView):
 
     def _begin(self) -> None:
         self._forget_new()
-        self._bids = dict(self._ladder.bids.levels)
-        self._asks = dict(self._ladder.asks.levels)
         self._dated = self._follower.last
         self.epoch, self.sequence = self._dated.epoch, self._dated.sequence
         self._origin = self.log.end, self.sequence
@@ -98,6 +93,7 @@ class ConflatedView(SharedView):
 
     def _forget_new(self) -> None:
         self._new_bids, self._new_asks = {}, {}
+        self._old_bids, self._old_asks = {}, {}
         self._first = None
         self._item = b""
 
@@ -125,12 +121,11 @@ class ConflatedView(SharedView):
 
     def _encode(self, reason: int) -> bytes:
         bid_horizon, ask_horizon = self._ladder.horizons()
-        sides = self._ladder.bids, self._ladder.asks
         return b"".join(
             (
                 snapshot_head(self._dated, reason),
-                encode_levels(BIDS, sides[0].in_order(self._bids)),
-                encode_levels(ASKS, sides[1].in_order(self._asks)),
+                encode_levels(BIDS, self._ladder.bids.before(self._old_bids)),
+                encode_levels(ASKS, self._ladder.asks.before(self._old_asks)),
                 encode_horizons(bid_horizon, ask_horizon),
             )
         )

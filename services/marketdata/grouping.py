@@ -117,9 +117,11 @@ class GroupedLadder:
         """Take changes that the book itself has not taken yet, and give those of the groups."""
         bids = _changed(self.bids, self._bid_groups.take(self._raw.bids.levels, changes.bids))
         asks = _changed(self.asks, self._ask_groups.take(self._raw.asks.levels, changes.asks))
+        grouped = Changes(bids, asks, changes.first, changes.last)
+        grouped.note_old(self.bids.levels, self.asks.levels)
         self.bids.take(bids)
         self.asks.take(asks)
-        return Changes(bids, asks, changes.first, changes.last)
+        return grouped
 
     def horizons(self) -> tuple[str, str]:
         """Give the horizons: groups beyond one may be known in part, or not at all."""

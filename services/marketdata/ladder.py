@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from dataclasses import field as field_of
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from itertools import repeat
@@ -57,6 +58,17 @@ class Changes:
     item: bytes = b""
     """The `events` item that says all of it, where there is one; else empty."""
 
+    old_bids: dict[str, str] = field_of(default_factory=dict)
+    """What the quantities at these prices were before, "0" for none."""
+
+    old_asks: dict[str, str] = field_of(default_factory=dict)
+    """The same of the asks."""
+
+    def note_old(self, bids: Mapping[str, str], asks: Mapping[str, str]) -> None:
+        """Keep what the quantities are before the changes are taken."""
+        self.old_bids = {price: bids.get(price, "0") for price in self.bids}
+        self.old_asks = {price: asks.get(price, "0") for price in self.asks}
+
 
 class OrderedSide(Side):
     """One side of a book that takes changes by price, and orders prices from the first question."""
@@ -100,11 +112,14 @@ class OrderedSide(Side):
             self._is_ordered = True
         return super().best(depth)
 
-    def in_order(self, levels: Mapping[str, str]) -> list[tuple[str, str]]:
-        """Give other levels of this side of the book, best first."""
+    def before(self, old: Mapping[str, str]) -> list[tuple[str, str]]:
+        """Give the levels best first, with the quantities that some prices had before."""
+        levels = {**self.levels, **old}.items()
         try:
             return sorted(
-                levels.items(), key=lambda level: Decimal(level[0]), reverse=self._descending
+                (level for level in levels if level[1] != "0"),
+                key=lambda level: Decimal(level[0]),
+                reverse=self._descending,
             )
         except InvalidOperation:
             raise MalformedLevelError("expected a decimal price at every level") from None

@@ -69,9 +69,9 @@ def test_sums_that_are_kept_equal_sums_that_are_made_anew(
                 else:
                     held[price] = quantity
         assert client == (groups.bids.levels, groups.asks.levels)
-        naive = grouped(raw.bids.in_order(raw.bids.levels), step, up=False)
+        naive = grouped(raw.bids.before({}), step, up=False)
         assert [(p, groups.bids.levels[p]) for p in groups.bids.best(0)] == naive
-        naive = grouped(raw.asks.in_order(raw.asks.levels), step, up=True)
+        naive = grouped(raw.asks.before({}), step, up=True)
         assert [(p, groups.asks.levels[p]) for p in groups.asks.best(0)] == naive
 
 

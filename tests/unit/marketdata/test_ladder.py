@@ -81,6 +81,6 @@ def test_a_price_that_is_none_is_told_when_order_is_asked_for() -> None:
     with pytest.raises(MalformedLevelError, match="'x'"):
         side.best(1)
     with pytest.raises(MalformedLevelError):
-        side.in_order(side.levels)
+        side.before({})
     with pytest.raises(MalformedLevelError):
         side.better("1", "x")
