@@ -126,6 +126,10 @@ class _Venue:
     def feed(self, data: dict[str, Any]) -> InstrumentFeed | None:
         return self.venue.feeds.get(data["native_symbol"])
 
+    def symbol(self, subscription: Subscription) -> str:
+        feed = self.venue.feeds.get(subscription.native_symbol)
+        return feed.spec.symbol if feed is not None else ""
+
     def answer(self, path: str, body: bytes) -> None:
         self.last_answer = body
         if path in self.lists:
@@ -178,11 +182,13 @@ class _Venue:
 
     def _on_refused(self, data: dict[str, Any], now: int) -> None:
         subscription = msgspec.convert(data["subscription"], Subscription)
-        self.venue.tell_refused(data["connection"], subscription, data["refusal"], now)
+        symbol = self.symbol(subscription)
+        self.venue.told.refused(data["connection"], subscription, data["refusal"], symbol, now)
 
     def _on_quiet(self, data: dict[str, Any], now: int) -> None:
         subscription = msgspec.convert(data["subscription"], Subscription)
-        self.venue.tell_quiet(data["connection"], subscription, data["seconds"], now)
+        symbol = self.symbol(subscription)
+        self.venue.told.quiet(data["connection"], subscription, data["seconds"], symbol, now)
 
     def _on_announce(self, data: dict[str, Any], now: int) -> None:
         self.venue.roster.announce(_spec(data), now, delisted=data["delisted"])
@@ -245,7 +251,7 @@ class _Venue:
             return
 
     def _on_rate_limited(self, data: dict[str, Any], now: int) -> None:
-        self.venue.tell_rate_limited(data["kind"], data["detail"], now)
+        self.venue.told.rate_limited(data["kind"], data["detail"], now)
 
     def _on_rebuild(self, data: dict[str, Any], now: int) -> None:
         if (feed := self.feed(data)) is not None:

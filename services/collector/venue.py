@@ -27,6 +27,7 @@ from services.collector.settings import ExchangeSettings
 from services.collector.snapshots import FeedRequests
 from services.collector.synchroniser import SnapshotPolicy
 from services.collector.topics import Topic
+from services.collector.venue_ledger import VenueLedger
 from services.collector.venues.base import (
     Acknowledgement,
     BookHeartbeat,
@@ -42,7 +43,6 @@ from services.collector.venues.base import (
     RestRequest,
     Several,
     SkippedTrade,
-    Subscription,
     TopOfBook,
     TradePrint,
     VenueAdapter,
@@ -57,7 +57,6 @@ __all__ = ["Venue"]
 _TICK_SECONDS = 0.5
 _ROOMY = 1000  # messages that may wait for the broker while books begin anew
 _RATE_SECONDS = 5.0
-_MALFORMED_TOLD = 20  # malformed frames between two ticks that the ledger tells one by one
 _ONE = ContractSize("1")
 _BOOK = common_pb2.EVENT_KIND_ORDER_BOOK
 _TRADE = common_pb2.EVENT_KIND_TRADE
@@ -86,7 +85,7 @@ class Venue:
         recorder: Recorder | None = None,
         shares: Callable[[str], bool] = lambda _: True,
     ) -> None:
-        self._journal = Journal(recorder, exchange) if recorder is not None else None
+        journal = Journal(recorder, exchange) if recorder is not None else None
         self.exchange = exchange
         self.settings = settings
         self.rest = rest
@@ -95,23 +94,20 @@ class Venue:
         self._counted: tuple[float, dict[str, int]] = (time.monotonic(), {})
         self._adapter = adapter
         self._publisher = publisher
-        self._ledger = ledger
         self._spawn = spawn
         self._recorder = recorder
         self._shares = shares
         self._policy = policy
         self._log = structlog.get_logger(exchange=exchange)
-        self._disconnections: dict[str, tuple[str, int]] = {}
-        self._silent: dict[tuple[str, int], tuple[str, int]] = {}
-        self._malformed_told = 0
-        self._malformed_untold = 0
+        self.told = VenueLedger(exchange, ledger, journal)
+        self._note = self.told.note
         self.pool = ConnectionPool(exchange, adapter, settings, self, spawn)
         self.requests = FeedRequests(
-            exchange, adapter, settings, rest, ledger, spawn, self._renew_book, self._journal
+            exchange, adapter, settings, rest, ledger, spawn, self._renew_book, journal
         )
         self.roster = Roster(
             exchange, adapter, settings, rest, publisher, ledger, policy, self.pool, self.requests,
-            shares, self._journal,
+            shares, journal,
         )  # fmt: skip
         self.feeds = self.roster.feeds
         self.by_symbol = self.roster.by_symbol
@@ -194,10 +190,7 @@ class Venue:
     def tick(self, now: int, *, roomy: bool = True) -> None:
         """Look after what time alone brings; `roomy` when the broker takes what it is given."""
         self._note("tick", now, roomy=roomy)
-        if count := self._malformed_untold:
-            self._log.warning("more malformed frames", count=count)
-            self._record_malformed(f"{count} more frames could not be read", count, now)
-        self._malformed_told = self._malformed_untold = 0
+        self.told.turn(now)
         # Books that came in step together are due together: a few at a time keep frames moving.
         allowed = max(2, len(self.feeds) // 40)
         for feed in self.feeds.values():
@@ -259,21 +252,7 @@ class Venue:
         """Tell the ledger, when the connection was open before."""
         if self._recorder is not None:
             self._recorder.record("ws_open", connection.url, connection.connection_id, "", now)
-        self._note("open", now, connection=connection.connection_id)
-        ended = self._disconnections.pop(connection.connection_id, None)
-        if ended is not None:
-            event, since = ended
-            self._ledger.record(
-                integrity.INTEGRITY_KIND_CONNECTED,
-                integrity.INTEGRITY_CAUSE_UNSPECIFIED,
-                "connected again",
-                exchange=self.exchange,
-                now=now,
-                begin=since,
-                end=now,
-                connection_id=connection.connection_id,
-                previous_event_id=event,
-            )
+        self.told.opened(connection, now)
 
     def on_sent(self, connection: VenueConnectionTask, frame: str, now: int) -> None:
         """Record what was asked."""
@@ -431,27 +410,10 @@ class Venue:
             if feed is not None:
                 feed.refusals |= dict.fromkeys(subscription.kinds, topic.refusal)
             if topic.refusals == 1:
-                self.tell_refused(connection.connection_id, subscription, topic.refusal, now)
-
-    def tell_refused(
-        self, connection_id: str, subscription: Subscription, refusal: str, now: int
-    ) -> None:
-        """Write a refused subscription to the ledger."""
-        self._note(
-            "refused", now, connection=connection_id, subscription=subscription, refusal=refusal
-        )
-        feed = self.feeds.get(subscription.native_symbol)
-        for kind in subscription.kinds:
-            self._ledger.record(
-                integrity.INTEGRITY_KIND_SUBSCRIPTION_REFUSED,
-                integrity.INTEGRITY_CAUSE_VENUE_REFUSED,
-                f"{subscription.topic}: {refusal}; asked for again after a while",
-                exchange=self.exchange,
-                symbol=feed.spec.symbol if feed is not None else "",
-                now=now,
-                event_kind=kind,
-                connection_id=connection_id,
-            )
+                symbol = feed.spec.symbol if feed is not None else ""
+                self.told.refused(
+                    connection.connection_id, subscription, topic.refusal, symbol, now
+                )
 
     def on_silent(self, connection: VenueConnectionTask, seconds: float, now: int) -> None:
         """Tell in-band that the books of a silent connection are stale."""
@@ -468,24 +430,7 @@ class Venue:
 
     def on_closed(self, connection: VenueConnectionTask, detail: str, now: int) -> None:
         """Tell the ledger and every book that nothing continues it."""
-        self._note(
-            "closed",
-            now,
-            connection=connection.connection_id,
-            detail=detail,
-            cause=connection.last_cause,
-            last_frame_time=connection.last_frame_time,
-        )
-        event = self._ledger.record(
-            integrity.INTEGRITY_KIND_DISCONNECTED,
-            connection.last_cause,
-            detail,
-            exchange=self.exchange,
-            now=now,
-            begin=connection.last_frame_time,
-            connection_id=connection.connection_id,
-        )
-        self._disconnections[connection.connection_id] = (event, connection.last_frame_time)
+        self.told.closed(connection, detail, now)
         if self._closer is not None:
             self._closer.interrupt()
         for feed in self._carried(connection):
@@ -513,23 +458,7 @@ class Venue:
         )
         for feed in self._carried(old):
             feed.on_disconnected(old.connection_id, f"replaced by {new.connection_id}", now)
-        self._disconnections.pop(old.connection_id, None)
-        self._log.info(
-            "connection was replaced",
-            old=old.connection_id,
-            new=new.connection_id,
-            reason=reason,
-        )
-        self._ledger.record(
-            integrity.INTEGRITY_KIND_ROLLED_OVER,
-            integrity.INTEGRITY_CAUSE_CONNECTION_AGE,
-            f"{old.connection_id} was replaced by {new.connection_id}: {reason}",
-            exchange=self.exchange,
-            now=now,
-            begin=new.open_time,
-            end=now,
-            connection_id=new.connection_id,
-        )
+        self.told.rolled_over(old, new, reason, now)
 
     def _carried(self, connection: VenueConnectionTask) -> list[InstrumentFeed]:
         name = connection.connection_id
@@ -542,13 +471,10 @@ class Venue:
     ) -> None:
         connection.malformed += 1
         feed = self.feeds.get(error.native_symbol)
-        if self._malformed_told >= _MALFORMED_TOLD:
-            # A venue that sends nothing else must not fill the ledger, nor the way to the broker.
-            self._malformed_untold += 1
+        if self.told.is_flooded():
             if feed is not None and error.concerns_book:
                 feed.lanes.on_malformed(connection.connection_id, str(error), now)
             return
-        self._malformed_told += 1
         self._log.warning("malformed frame", connection=connection.connection_id, error=str(error))
         if feed is not None:
             feed.on_malformed(
@@ -556,18 +482,7 @@ class Venue:
             )
         else:
             # Whose frame it was cannot be told; what it held is missed by the next id of its kind.
-            self._record_malformed(str(error), 1, now, connection.connection_id)
-
-    def _record_malformed(self, detail: str, count: int, now: int, connection_id: str = "") -> None:
-        self._ledger.record(
-            integrity.INTEGRITY_KIND_MALFORMED_FRAME,
-            integrity.INTEGRITY_CAUSE_UNDECODABLE,
-            detail,
-            exchange=self.exchange,
-            now=now,
-            count=count,
-            connection_id=connection_id,
-        )
+            self.told.malformed(str(error), 1, now, connection.connection_id)
 
     # Silence
 
@@ -596,29 +511,14 @@ class Venue:
             connection=connection.connection_id,
             seconds=round(seconds, 1),
         )
-        self.tell_quiet(connection.connection_id, topic.subscription, seconds, time.time_ns())
-
-    def tell_quiet(
-        self, connection_id: str, subscription: Subscription, seconds: float, now: int
-    ) -> None:
-        """Write a subscription that says nothing to the ledger."""
-        self._note(
-            "quiet", now, connection=connection_id, subscription=subscription, seconds=seconds
+        feed = self.feeds.get(topic.subscription.native_symbol)
+        self.told.quiet(
+            connection.connection_id,
+            topic.subscription,
+            seconds,
+            feed.spec.symbol if feed is not None else "",
+            time.time_ns(),
         )
-        feed = self.feeds.get(subscription.native_symbol)
-        for kind in subscription.kinds[:1]:
-            self._ledger.record(
-                integrity.INTEGRITY_KIND_SILENT,
-                integrity.INTEGRITY_CAUSE_UNSPECIFIED,
-                f"{subscription.topic} was acknowledged and has said nothing for {seconds:.1f} s; "
-                "it is subscribed to anew",
-                exchange=self.exchange,
-                symbol=feed.spec.symbol if feed is not None else "",
-                now=now,
-                event_kind=kind,
-                begin=now - int(seconds * 1e9),
-                connection_id=connection_id,
-            )
 
     def _renew_book(self, feed: InstrumentFeed) -> bool:
         return any(
@@ -660,21 +560,7 @@ class Venue:
 
     def _on_poll_failed(self, poll: Poll, error: Exception) -> None:
         if isinstance(error, RateLimitedError):
-            self.tell_rate_limited(poll.kind, str(error), time.time_ns())
-
-    def tell_rate_limited(
-        self, kind: "common_pb2.EventKind.ValueType", detail: str, now: int
-    ) -> None:
-        """Write to the ledger that the venue refused a poll for its limits."""
-        self._note("rate_limited", now, kind=kind, detail=detail)
-        self._ledger.record(
-            integrity.INTEGRITY_KIND_RATE_LIMITED,
-            integrity.INTEGRITY_CAUSE_RATE_LIMIT,
-            detail,
-            exchange=self.exchange,
-            now=now,
-            event_kind=kind,
-        )
+            self.told.rate_limited(poll.kind, str(error), time.time_ns())
 
     # What the service and its callers ask for
 
@@ -714,24 +600,12 @@ class Venue:
 
     def on_lifetime(self, kind: "integrity.IntegrityKind.ValueType", now: int) -> None:
         """Tell the ledger that the collector started, or stopped; then books are STALE."""
-        self._note("lifetime", now, kind=kind)
-        started = kind == integrity.INTEGRITY_KIND_COLLECTOR_STARTED
-        self._ledger.record(
-            kind,
-            integrity.INTEGRITY_CAUSE_PROCESS,
-            f"the collector {'started' if started else 'stopped'}",
-            exchange=self.exchange,
-            now=now,
-        )
-        if not started:
+        self.told.lifetime(kind, now)
+        if kind == integrity.INTEGRITY_KIND_COLLECTOR_STOPPED:
             for feed in self.feeds.values():
                 feed.book.on_silence(
                     "the collector stopped", now, pb.ORDER_BOOK_REASON_COLLECTOR_SILENT
                 )
-
-    def _note(self, what: str, now: int, **data: Any) -> None:
-        if self._journal is not None:
-            self._journal.note(what, now, **data)
 
     def _on_retired(self, spec: InstrumentSpec) -> None:
         self.tape.forget(spec.symbol)
