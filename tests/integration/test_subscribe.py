@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import json
+import os
+import sys
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -17,12 +19,17 @@ from marketprism.market.v1 import market_data_service_pb2 as pb
 from services.broker.server import NatsServer
 from services.gateway.service import GatewayService
 from services.marketdata.service import MarketDataService
-from services.marketdata.settings import LogBounds, StreamSettings, SubscriptionLimits
+from services.marketdata.settings import (
+    LogBounds,
+    MarketDataSettings,
+    StreamSettings,
+    SubscriptionLimits,
+)
 from services.shared.errors import MarketPrismError, from_rpc_error
-from services.shared.settings import MeshSettings, ServiceSettings
+from services.shared.ports import free_port
+from services.shared.settings import MeshSettings, NatsSettings, ServiceSettings
 from tests.integration.gateway_mesh import gateway_settings
-from tests.integration.nats_tools import Relay, nats_server, until
-from tests.integration.test_marketdata import (
+from tests.integration.marketdata_tools import (
     SMALL_WINDOW,
     Venue,
     client,
@@ -31,6 +38,7 @@ from tests.integration.test_marketdata import (
     ready,
     refused,
 )
+from tests.integration.nats_tools import Relay, nats_server, until
 from tests.unit.marketdata.truth import ClientBook, Collected
 
 E = market_event_pb2
@@ -429,6 +437,79 @@ class _Tolerant(ClientBook):
     def _on_order_book_update(self, update: order_book_pb2.OrderBookUpdate) -> None:
         if self.has_book:
             super()._on_order_book_update(update)
+
+
+async def test_the_example_watches_many_books_and_resumes(
+    nats: NatsServer, venue: Venue, tmp_path: Path
+) -> None:
+    books = [Collected(), Collected(symbol="ETH-USDT")]
+    for book in books:
+        await venue.begin(book)
+    example = Path(__file__).parents[2] / "examples" / "python" / "watch_many.py"
+    port = free_port()
+    async with marketdata_at(port, nats, tmp_path) as service:
+        await ready(service)
+        child = await asyncio.create_subprocess_exec(
+            sys.executable,
+            str(example),
+            "binance/*",
+            f"--address=127.0.0.1:{port}",
+            stdout=asyncio.subprocess.PIPE,
+            env={
+                **os.environ,
+                "PYTHONPATH": str(example.parents[2] / "gen" / "python"),
+                "PYTHONUNBUFFERED": "1",
+            },
+        )
+        lines = Lines(child)
+        await lines.has("2 of 2 books in step, 0 trades\n")
+        venue.send_trade()
+        await lines.has("2 of 2 books in step, 1 trades\n")
+    await lines.has("ENDED        SERVER_STOPPING")
+    for book in books:
+        await venue.update(book, 5)
+    try:
+        async with marketdata_at(port, nats, tmp_path) as service:
+            await ready(service)
+            await lines.has("SUBSCRIPTION RESUMED binance/ETH-USDT")
+            await venue.update(books[0], 5)
+            await lines.has("2 of 2 books in step, 1 trades\n")
+    finally:
+        child.terminate()
+        await child.wait()
+
+
+@contextlib.asynccontextmanager
+async def marketdata_at(
+    port: int, nats: NatsServer, tmp_path: Path
+) -> AsyncIterator[MarketDataService]:
+    mesh = MeshSettings(
+        data_dir=tmp_path / "data",
+        nats=NatsSettings(url=nats.url),
+        services={"marketdata": ServiceSettings(grpc_port=port)},
+        shutdown_grace_seconds=2,
+    )
+    settings = MarketDataSettings(collector_silence_seconds=3600)
+    async with MarketDataService(mesh, settings).running() as service:
+        yield service
+
+
+class Lines:
+    """What a child prints, line by line, each looked at once."""
+
+    def __init__(self, child: asyncio.subprocess.Process) -> None:
+        self._child = child
+
+    async def has(self, beginning: str) -> None:
+        """Wait for a line that begins so."""
+        assert self._child.stdout is not None
+        seen = []
+        async with asyncio.timeout(20):
+            while line := (await self._child.stdout.readline()).decode():
+                if line.startswith(beginning):
+                    return
+                seen.append(line)
+        raise AssertionError(f"expected {beginning!r}, got {seen}")
 
 
 @contextlib.asynccontextmanager
