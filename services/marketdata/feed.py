@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from services.marketdata.catalog import Key
@@ -34,6 +35,8 @@ _RETRY_SECONDS = 0.25
 _RETRY_LIMIT = 2.0
 _SNAPSHOTS = "market.order_book_snapshot.>"
 _STATUSES = "market.order_book_status.>"
+_RATIOS = "market.long_short_ratio.>"
+_CANDLES = "market.candle.>"
 
 
 class Source:
@@ -177,7 +180,7 @@ class Feed:
             ("order books", self._read_order_books()),
             ("trades", self._read_trades()),
             ("best bids and offers", self._read(self.offers, last)),
-            ("reference data", self._read(self.reference, last)),
+            ("reference data", self._read_reference()),
             ("instruments", self._read(self.instruments, last)),
             ("gap ledger", self._read(self.integrity, last)),
             ("heartbeats", self._listen()),
@@ -206,14 +209,29 @@ class Feed:
                 if len(parts) == 4:
                     places[parts[2], parts[3]] = message.stream_sequence
 
-        search = Source(stream, note)
-        task = asyncio.ensure_future(self._read(search, StartAt.last_per_subject(), (_SNAPSHOTS,)))
+        await self._read_once(Source(stream, note), StartAt.last_per_subject(), (_SNAPSHOTS,))
+        return places
+
+    async def _read_once(self, search: Source, start: StartAt, subjects: Sequence[str]) -> None:
+        """Read up to what the stream holds now."""
+        task = asyncio.ensure_future(self._read(search, start, subjects))
         try:
             await search.caught_up.wait()
         finally:
             task.cancel()
             await asyncio.wait({task})
-        return places
+
+    async def _read_reference(self) -> None:
+        stream = self._settings.streams.reference
+        # The last of a subject is one of those that stand side by side: one interval, one ratio.
+        for subject, seconds in (
+            (_RATIOS, self._settings.preload_ratios_seconds),
+            (_CANDLES, self._settings.preload_candles_seconds),
+        ):
+            since = datetime.now(UTC) - timedelta(seconds=seconds)
+            search = Source(stream, self._market.on_reference)
+            await self._read_once(search, StartAt.time(since), (subject,))
+        await self._read(self.reference, StartAt.last_per_subject())
 
     async def _read_trades(self) -> None:
         async def newest() -> int:

@@ -96,6 +96,13 @@ class MarketDataSettings(SettingsModel):
     preload_trades: int = Field(default=20_000, ge=0, le=10_000_000)
     """Newest trades of all instruments together that are read from the broker at start."""
 
+    preload_ratios_seconds: float = Field(default=660, ge=0)
+    """How far back long/short ratios are read at start, seconds. Venues tell one every five
+    minutes, and each kind of ratio is needed once."""
+
+    preload_candles_seconds: float = Field(default=30, ge=0)
+    """How far back candles are read at start, seconds; each interval is needed once."""
+
     levels_idle_seconds: float = Field(default=60.0, ge=1)
     """A book's levels are let go after this long without being asked for, seconds."""
 
