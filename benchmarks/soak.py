@@ -98,6 +98,9 @@ async def _run(options: argparse.Namespace, directory: Path) -> int:
         )
         soak.at_rest.append(await soak.sampler.take())
         await _disturbed(soak, stop)
+        # From now on a signal ends everything at once.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
         await _settled(soak)
         verdict = judge(soak)
     _print(verdict)

@@ -233,7 +233,7 @@ def _collector(
             "backoff_seconds": 0.1,
             "backoff_limit_seconds": 5.0,
             "silence_seconds": 6.0,
-            "quiet_seconds": 10.0,
+            "quiet_seconds": 20.0,
             "lag_seconds": 4.0,
             "acknowledge_seconds": 8.0,
             "rest_seconds": 6.0,
