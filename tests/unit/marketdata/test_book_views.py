@@ -161,6 +161,33 @@ def test_a_newcomer_within_an_interval_continues_with_the_same_merged_update() -
     on_fake_time(scenario)
 
 
+@pytest.mark.parametrize("grouping", ["", "0.75"])
+def test_a_newcomer_gets_what_was_sent_also_where_a_price_changed_again_and_again(
+    grouping: str,
+) -> None:
+    async def scenario() -> None:
+        scene = Scene(levels=3).begin()
+        # Who wants a book as it comes makes it go on within the others' interval.
+        eager = [scene.client(BookWish(grouping="0.75")), scene.client(BEST)]
+        slow = BookWish(interval=10.0, grouping=grouping)
+        first = scene.client(slow)
+        scene.updates(1)
+        await advance()
+        for _ in range(20):
+            scene.updates(1)
+            await advance(0.1)
+            newcomer = scene.client(slow)
+            assert newcomer.read().place == first.read().place
+            newcomer.close()
+            first.view._base = None  # type: ignore[attr-defined]  # so that it is made anew
+        await advance(10.0)
+        assert first.read().place == scene.place
+        for client in eager:
+            client.read()
+
+    on_fake_time(scenario)
+
+
 def test_a_status_waits_for_no_interval_and_keeps_its_place() -> None:
     async def scenario() -> None:
         scene = Scene().begin()
