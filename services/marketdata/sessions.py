@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Final
@@ -24,6 +24,7 @@ from services.shared.errors import (
 __all__ = ["Session", "Sessions"]
 
 _AT_ONCE: Final = 512  # sources made, between two looks at the event loop
+_SUGGESTED: Final = 8  # unknown instruments of a subscription, for which a name is looked for
 
 
 class Session(Outgoing):
@@ -71,18 +72,19 @@ class Session(Outgoing):
         has changed then.
         """
         self._check_room_for(subscription)
-        unknown = self._unknown(subscription)
-        if unknown and all_known:
-            raise min(unknown.items())[1]
+        unknown = sorted(key for key in subscription.literals if not self._live.knows(key))
+        if all_known:
+            for key in unknown:
+                self._live.check(key)
         found = await self._resolve(subscription, unknown)
         self._check_sources(subscription, found)
         held = self._subscriptions[subscription.id] = (replace(subscription, resumes={}),)
         count = len({key for _, key in found})
         message = f"{count} instrument{'s' * (count != 1)} at present"
         self.tell("ADDED", message, subscription.id)
-        for key, error in unknown.items():
-            message = f"{error.message}; events follow when there is one"
-            self.tell("NO_SUCH_INSTRUMENT", message, subscription.id, key)
+        for number, key in enumerate(key for key in unknown if not self._live.knows(key)):
+            self.tell("NO_SUCH_INSTRUMENT", self._unknown(key, number), subscription.id, key)
+            await asyncio.sleep(0)
         for number, (kind, key) in enumerate(found, 1):
             self._claim(held, kind, key, resume=subscription.resumes.get(key))
             if not number % _AT_ONCE:
@@ -153,11 +155,19 @@ class Session(Outgoing):
                 "instruments in each, or open another stream",
                 reason="TOO_MANY_SUBSCRIPTIONS",
             )
-        size = subscription.size + sum(held[0].size for held in self._subscriptions.values())
+        everything = [subscription, *(held[0] for held in self._subscriptions.values())]
+        size = sum(each.size for each in everything)
         if size > limits.max_patterns:
             raise ResourceExhausted(
                 f"expected at most {limits.max_patterns} instruments and patterns in a stream, got "
                 f"{size}; use a pattern, or open another stream",
+                reason="TOO_MANY_PATTERNS",
+            )
+        wildcards = sum(len(each.patterns) for each in everything)
+        if wildcards > limits.max_wildcards:
+            raise ResourceExhausted(
+                f'expected at most {limits.max_wildcards} patterns with a "*" in a stream, got '
+                f"{wildcards}; use wider ones, or open another stream",
                 reason="TOO_MANY_PATTERNS",
             )
 
@@ -189,17 +199,19 @@ class Session(Outgoing):
 
     # ---- what is meant
 
-    def _unknown(self, subscription: Subscription) -> dict[Key, MarketPrismError]:
-        unknown = {}
-        for key in subscription.literals:
+    def _unknown(self, key: Key, number: int) -> str:
+        """Say of an unknown instrument what may have been meant."""
+        said = f"{'/'.join(key)} is not known"
+        # Looking for a name that is like it takes milliseconds.
+        if number < _SUGGESTED:
             try:
                 self._live.check(key)
             except MarketPrismError as error:
-                unknown[key] = error
-        return unknown
+                said = error.message
+        return f"{said}; events follow when there is one"
 
     async def _resolve(
-        self, subscription: Subscription, unknown: Iterable[Key]
+        self, subscription: Subscription, unknown: Sequence[Key]
     ) -> dict[tuple[int, Key], None]:
         """Give every kind of every instrument that is meant at present."""
         found: dict[tuple[int, Key], None] = {}
@@ -211,8 +223,8 @@ class Session(Outgoing):
                 for kind in subscription.kinds:
                     keys = pattern.matching(self._live.keys(kind))
                     found.update(((kind, key), None) for key in keys)
-                # There may be thousands of instruments, and as many patterns.
-                await asyncio.sleep(0)
+                    # There may be thousands of instruments.
+                    await asyncio.sleep(0)
         finally:
             self._resolving = None
         return found

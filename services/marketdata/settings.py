@@ -52,6 +52,9 @@ class SubscriptionLimits(SettingsModel):
     max_patterns: int = Field(default=2000, ge=1)
     """Most instruments and patterns named by all subscriptions of one stream."""
 
+    max_wildcards: int = Field(default=100, ge=1)
+    """Most patterns with a `*` among them: each is held against every instrument there is."""
+
     max_sources: int = Field(default=20_000, ge=1)
     """Most pairs of instrument and kind that one stream gets events of."""
 

@@ -38,6 +38,9 @@ class LiveSources(Protocol):
     def check_ready(self) -> None:
         """Raise `Unavailable` while what the broker held at the start is still being read."""
 
+    def knows(self, key: Key) -> bool:
+        """Tell whether a name is an instrument or an index."""
+
     def check(self, key: Key) -> None:
         """Raise `NotFound` for neither instrument nor index, `Unavailable` while none is known."""
 
@@ -76,6 +79,10 @@ class MarketSources:
     def check_ready(self) -> None:
         """See `LiveSources`."""
         self._market.catalog.check_ready()
+
+    def knows(self, key: Key) -> bool:
+        """See `LiveSources`."""
+        return key in self._market.catalog or self._market.catalog.is_index(key)
 
     def check(self, key: Key) -> None:
         """See `LiveSources`."""

@@ -101,6 +101,23 @@ async def test_an_unknown_instrument_is_told_and_waited_for() -> None:
     assert len(subscriber.told("INSTRUMENT_ADDED")) == 1
 
 
+async def test_many_unknown_instruments_keep_nobody_waiting() -> None:
+    exchange = Exchange()
+    for number in range(1000):
+        exchange.put(TRADE, ("binance", f"BTC{number}-USDT"))
+    subscriber = Subscriber(exchange.open())
+    names = [f"binance/BTCX{number}-USDT" for number in range(1000)]
+    adding = asyncio.create_task(add(subscriber.session, "s", names, [TRADE]))
+    longest = 0.0
+    while not adding.done():
+        began = time.thread_time()
+        await asyncio.sleep(0)
+        longest = max(longest, time.thread_time() - began)
+    assert longest < 0.25, "expected the event loop to be free all the time"
+    subscriber.read()
+    assert len(subscriber.told("NO_SUCH_INSTRUMENT")) == 1000
+
+
 async def test_what_two_subscriptions_mean_comes_once_until_both_are_removed() -> None:
     exchange = Exchange()
     exchange.put(TRADE, BTC)
@@ -324,7 +341,9 @@ async def test_a_stopping_server_ends_a_stream_behind_all_that_was_there() -> No
 
 
 async def test_limits_refuse_and_change_nothing() -> None:
-    limits = SubscriptionLimits(max_streams=1, max_subscriptions=2, max_patterns=3, max_sources=2)
+    limits = SubscriptionLimits(
+        max_streams=1, max_subscriptions=2, max_patterns=3, max_wildcards=2, max_sources=2
+    )
     exchange = Exchange(limits=limits)
     for key in (BTC, ETH, OKX):
         exchange.put(TRADE, key)
@@ -342,6 +361,7 @@ async def test_limits_refuse_and_change_nothing() -> None:
     await add(session, "a", ["okx/*"], [TRADE])
     assert await refused("a", ["okx/*"], [TRADE]) == "DUPLICATE_SUBSCRIPTION_ID"
     assert await refused("b", ["a/1", "a/2", "a/3"], [TRADE]) == "TOO_MANY_PATTERNS"
+    assert await refused("b", ["a/*", "b/*"], [TRADE]) == "TOO_MANY_PATTERNS"
     await add(session, "b", ["binance/BTC-USDT", "okx/NEW"], [TRADE])
     assert await refused("c", ["okx/*"], [TRADE]) == "TOO_MANY_SUBSCRIPTIONS"
     assert session.sources == 2
