@@ -317,9 +317,17 @@ class Schemas:
         schema = dict(self.value(field))
         comment = message.comment_of(field)
         found = _RANGE.search(comment)
+        many = is_repeated(field)
+        if field_behavior_pb2.FieldBehavior.REQUIRED in behaviors(field):
+            # What is empty counts as missing.
+            if many:
+                schema["minItems"] = 1
+            elif field.type == _Field.TYPE_STRING:
+                schema["minLength"] = 1
         if not message.is_request:
             return schema
-        many = is_repeated(field)
+        if many and field.type == _Field.TYPE_STRING:
+            schema["items"] = {**schema["items"], "minLength": 1}
         if many and field.type == _Field.TYPE_ENUM:
             first = self._contracts.enums[field.type_name.removeprefix(".")].proto.value[0].name
             schema["items"] = {**schema["items"], "not": {"const": first}}
