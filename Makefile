@@ -76,3 +76,5 @@ bench: $(VENV)/.dev ## Benchmarks, each beside its floor (BENCH_ARGS=...)
 
 clean: ## Remove the virtual environment, build products and local data
 	rm -rf $(VENV) build dist var .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf gen/go/*/ examples/java/target examples/rust/Cargo.lock
+	cd examples/typescript && rm -rf node_modules dist src/gen browser/dist
