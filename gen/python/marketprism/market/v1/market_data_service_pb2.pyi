@@ -789,7 +789,7 @@ class GetLatestEventsRequest(_message.Message):
     """Canonical symbol of an instrument, or name of an index ("BTC-USD", "BTC-USD-DVOL")."""
     @_builtins.property
     def kinds(self) -> _containers.RepeatedScalarFieldContainer[_common_pb2.EventKind.ValueType]:
-        """Only these kinds; empty means all that came, without books."""
+        """Only these kinds; empty means all that came, without books. A book comes as a snapshot."""
 
     def __init__(
         self,

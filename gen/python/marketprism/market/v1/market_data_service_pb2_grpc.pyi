@@ -30,7 +30,8 @@ class MarketDataServiceStub:
     """Live market data of all venues: books, trades and every other kind of event.
 
     Errors, beside the usual ones: NOT_FOUND with reason INSTRUMENT_NOT_FOUND or EXCHANGE_NOT_FOUND,
-    UNAVAILABLE with reason ORDER_BOOK_NOT_READY while a book has never been in step,
+    UNAVAILABLE with reason STARTING while what the broker holds is still being read, and
+    ORDER_BOOK_NOT_READY, BEST_BID_OFFER_NOT_READY or TICKER_NOT_READY while nothing of that came yet,
     INVALID_ARGUMENT with a BadRequest violation a field.
     """
 
@@ -90,7 +91,8 @@ class MarketDataServiceAsyncStub(MarketDataServiceStub):
     """Live market data of all venues: books, trades and every other kind of event.
 
     Errors, beside the usual ones: NOT_FOUND with reason INSTRUMENT_NOT_FOUND or EXCHANGE_NOT_FOUND,
-    UNAVAILABLE with reason ORDER_BOOK_NOT_READY while a book has never been in step,
+    UNAVAILABLE with reason STARTING while what the broker holds is still being read, and
+    ORDER_BOOK_NOT_READY, BEST_BID_OFFER_NOT_READY or TICKER_NOT_READY while nothing of that came yet,
     INVALID_ARGUMENT with a BadRequest violation a field.
     """
 
@@ -146,7 +148,8 @@ class MarketDataServiceServicer(metaclass=_abc_1.ABCMeta):
     """Live market data of all venues: books, trades and every other kind of event.
 
     Errors, beside the usual ones: NOT_FOUND with reason INSTRUMENT_NOT_FOUND or EXCHANGE_NOT_FOUND,
-    UNAVAILABLE with reason ORDER_BOOK_NOT_READY while a book has never been in step,
+    UNAVAILABLE with reason STARTING while what the broker holds is still being read, and
+    ORDER_BOOK_NOT_READY, BEST_BID_OFFER_NOT_READY or TICKER_NOT_READY while nothing of that came yet,
     INVALID_ARGUMENT with a BadRequest violation a field.
     """
 
