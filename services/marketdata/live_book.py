@@ -405,6 +405,9 @@ class LiveBook:
         if base is not None and base.position == position:
             # A status changes no level: a newcomer need not hear it again.
             base.position = self.log.end
+            if self._levels is not None:
+                # What is before the base may go, also from under the levels.
+                self._levels.position = max(self._levels.position, base.position)
         self._told_at = position
 
     def _pay_snapshot(self) -> None:
@@ -468,7 +471,8 @@ class LiveBook:
         try:
             if levels is None:
                 levels = self._levels = BookLevels(base.payload, base.position)
-            for item in self.log.items(levels.position):
+            # Behind the levels there may be statuses that the log has let go; they change none.
+            for item in self.log.items(max(levels.position, base.position)):
                 if event_kind(item) == ORDER_BOOK_UPDATE:
                     levels.apply(event_payload(item))
             levels.position = self.log.end

@@ -546,3 +546,18 @@ def test_random_trouble_never_gives_a_subscriber_a_wrong_book_that_claims_to_be_
     for reader in readers:
         if reader.position >= scene.live.log.first:
             scene.check(reader)
+
+
+def test_a_book_that_was_put_together_outlives_the_status_after_it_in_the_log(
+    scene: Scene,
+) -> None:
+    scene.begin().updates(3)
+    scene.live.order_book(0, S.SNAPSHOT_REASON_REQUESTED)
+    scene.live.set_silent("silent")
+    scene.open()
+    scene.live.set_silent("")
+    scene.live.set_silent("silent")
+    scene.live.trim_to(scene.live.log.end)
+    scene.updates(1)
+    snapshot = S.OrderBookSnapshot.FromString(scene.live.order_book(5, S.SNAPSHOT_REASON_REQUESTED))
+    assert levels_of(snapshot) == scene.book.best(5)
