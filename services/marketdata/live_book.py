@@ -471,8 +471,7 @@ class LiveBook:
         try:
             if levels is None:
                 levels = self._levels = BookLevels(base.payload, base.position)
-            # Behind the levels there may be statuses that the log has let go; they change none.
-            for item in self.log.items(max(levels.position, base.position)):
+            for item in self.log.items(levels.position):
                 if event_kind(item) == ORDER_BOOK_UPDATE:
                     levels.apply(event_payload(item))
             levels.position = self.log.end
