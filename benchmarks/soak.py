@@ -24,6 +24,7 @@ from pathlib import Path
 import psutil
 import uvloop
 
+from benchmarks.soak_books import Trades
 from benchmarks.soak_mesh import Soak, running_mesh
 from benchmarks.soak_verdict import Verdict, grown, judge
 from conformance.venues import VENUES as FACTS
@@ -200,18 +201,17 @@ async def _trades_arrived(soak: Soak, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     for book in soak.follower.expected():
         made = await clients[book.exchange].trades(book.native)
-        tape = soak.follower.trades.get((book.exchange, book.symbol))
         if not made:
             continue
-        newest = made[-1]
+        tape, newest = soak.follower.trades[book.exchange, book.symbol], made[-1]
 
-        def arrived(tape: object = tape, newest: int = newest) -> bool:
-            return tape is not None and tape.last >= newest  # type: ignore[attr-defined]
+        def arrived(tape: Trades = tape, newest: int = newest) -> bool:
+            return tape.last >= newest
 
         if not await _until(arrived, deadline - time.monotonic()):
             soak.problems.append(
                 f"{book.exchange}/{book.symbol}: trade {newest} is not published, the last is "
-                f"{tape.last if tape is not None else 'none'}"
+                f"{tape.last or 'none'}"
             )
 
 
