@@ -73,19 +73,26 @@ class AsyncClient:
     async def instruments(self, exchange: str = "", **filters: Any) -> list[Instrument]:
         """Give all instruments; filters are those of ListInstrumentsRequest: kind, base, quote."""
         request = pb.ListInstrumentsRequest(exchange=exchange, page_size=_PAGE, **filters)
-        return await self._pages(self._stub.ListInstruments, request, "instruments")
+        found: list[Instrument] = await self._pages(
+            self._stub.ListInstruments, request, "instruments"
+        )
+        return found
 
     async def tickers(self, exchange: str = "") -> list[Ticker]:
         """Give the latest tickers."""
         request = pb.ListTickersRequest(exchange=exchange, page_size=_PAGE)
-        return await self._pages(self._stub.ListTickers, request, "tickers")
+        found: list[Ticker] = await self._pages(self._stub.ListTickers, request, "tickers")
+        return found
 
     async def recent_trades(self, exchange: str, symbol: str, limit: int = 1000) -> list[Trade]:
         """Give the latest trades, newest first, `limit` of them at the most."""
         request = pb.ListRecentTradesRequest(
             exchange=exchange, symbol=symbol, page_size=min(limit, _PAGE)
         )
-        return await self._pages(self._stub.ListRecentTrades, request, "trades", limit)
+        found: list[Trade] = await self._pages(
+            self._stub.ListRecentTrades, request, "trades", limit
+        )
+        return found
 
     # Streams
 

@@ -44,9 +44,9 @@ def kind_number(kind: "str | int") -> int:
         raise ValueError(f"kind: expected one of {', '.join(names)}, got {kind!r}") from None
 
 
-def metadata_of(token: str | None) -> list[tuple[str, str]]:
+def metadata_of(token: str | None) -> tuple[tuple[str, str], ...]:
     """Give the metadata of a call."""
-    return [("authorization", f"Bearer {token}")] if token else []
+    return (("authorization", f"Bearer {token}"),) if token else ()
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class Session:
         for book in self.books.values():
             book.connected = book.doubtful = False
         if isinstance(error, grpc.RpcError):
-            code, details = error.code(), error.details()  # type: ignore[attr-defined]
+            code, details = error.code(), error.details()
             self.last_error = f"{code.name}: {details}"
             if code in _FINAL:
                 raise ClientError(self.last_error) from error

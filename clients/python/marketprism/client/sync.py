@@ -75,19 +75,22 @@ class Client:
     def instruments(self, exchange: str = "", **filters: Any) -> list[Instrument]:
         """Give all instruments; filters are those of ListInstrumentsRequest: kind, base, quote."""
         request = pb.ListInstrumentsRequest(exchange=exchange, page_size=_PAGE, **filters)
-        return self._pages(self._stub.ListInstruments, request, "instruments")
+        found: list[Instrument] = self._pages(self._stub.ListInstruments, request, "instruments")
+        return found
 
     def tickers(self, exchange: str = "") -> list[Ticker]:
         """Give the latest tickers."""
         request = pb.ListTickersRequest(exchange=exchange, page_size=_PAGE)
-        return self._pages(self._stub.ListTickers, request, "tickers")
+        found: list[Ticker] = self._pages(self._stub.ListTickers, request, "tickers")
+        return found
 
     def recent_trades(self, exchange: str, symbol: str, limit: int = 1000) -> list[Trade]:
         """Give the latest trades, newest first, `limit` of them at the most."""
         request = pb.ListRecentTradesRequest(
             exchange=exchange, symbol=symbol, page_size=min(limit, _PAGE)
         )
-        return self._pages(self._stub.ListRecentTrades, request, "trades", limit)
+        found: list[Trade] = self._pages(self._stub.ListRecentTrades, request, "trades", limit)
+        return found
 
     # Streams
 

@@ -5,9 +5,9 @@ MarketPrism. Numbers stay the exact decimal strings of the contract unless `floa
 """
 
 from collections.abc import Iterable
+from importlib import import_module
 from typing import Any
 
-from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from marketprism.client.book import OrderBook
@@ -69,7 +69,7 @@ def book_columns(book: OrderBook, depth: int | None = None) -> dict[str, list[An
 def to_arrow(table: dict[str, list[Any]]) -> Any:
     """Make a pyarrow.Table of columns."""
     try:
-        import pyarrow
+        pyarrow = import_module("pyarrow")
     except ImportError as error:
         raise ImportError("to_arrow: expected pyarrow; pip install pyarrow") from error
     return pyarrow.table(table)
@@ -78,13 +78,13 @@ def to_arrow(table: dict[str, list[Any]]) -> Any:
 def to_pandas(table: dict[str, list[Any]]) -> Any:
     """Make a pandas.DataFrame of columns."""
     try:
-        import pandas
+        pandas = import_module("pandas")
     except ImportError as error:
         raise ImportError("to_pandas: expected pandas; pip install pandas") from error
     return pandas.DataFrame(table)
 
 
-def _value(message: Message, field: FieldDescriptor, *, as_float: bool) -> Any:
+def _value(message: Message, field: Any, *, as_float: bool) -> Any:
     value = getattr(message, field.name)
     if field.message_type is not None:
         if not message.HasField(field.name):
