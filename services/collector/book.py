@@ -16,6 +16,7 @@ __all__ = ["Level", "OrderBook", "book_digest"]
 
 _CHAR = tuple(chr(value) for value in range(256))
 _SHORT = _CHAR[:32]  # lengths of the numbers that the usual way takes: at most 30 digits
+_PLAIN = _CHAR[:31]  # and those of numbers that may have no point
 _FRAME = 3  # characters of a price's field that are not the price
 _CACHE_LIMIT = 50_000
 _BIDS_TAG = "R"  # field 10, length-delimited, of OrderBookSnapshot and OrderBookUpdate
@@ -33,7 +34,7 @@ class Level(NamedTuple):
 
 
 class _IrregularError(Exception):
-    """A side is not spelt the usual way: `_apply_any` decides about it."""
+    """A side is not spelt the way that was tried: the next way decides about it."""
 
 
 class _PriceFields(dict[str, str]):
@@ -138,6 +139,44 @@ def _apply_usual(tag: str, side: dict[str, str], changes: _Changes, out: list[st
         append(f"{tag}{char[len(price) + size + 1]}{price}{short[size]}{quantity}")
 
 
+def _apply_plain(tag: str, side: dict[str, str], changes: _Changes, out: list[str]) -> None:
+    """Apply and encode one side, every quantity spelt without exponent, sign or leading zeros.
+
+    As `_apply_usual`, for whatever number of decimals: 1.66317, 40.0, 12; at most 30 characters.
+    Raises the same.
+    """
+    quantities = "".join([quantity for _, quantity in changes])
+    points = quantities.count(".")
+    # Nothing but digits and points; below, each number that has a point takes one of these.
+    if quantities.encode("ascii").translate(None, b"0123456789") != b"." * points:
+        raise _IrregularError
+    append = out.append
+    prices = _PRICES
+    char = _CHAR
+    short = _PLAIN
+    for raw_price, quantity in changes:
+        price = prices[raw_price]
+        if "." in quantity:
+            points -= 1
+            if len(quantity) > 30:
+                raise _IrregularError
+            quantity = quantity.rstrip("0")
+            if quantity[-1] == ".":
+                quantity = quantity[:-1]
+        if quantity == "0":
+            side.pop(price, None)
+            append(f"{tag}{char[len(price) + 2]}{price}\x010")
+            continue
+        # Neither ".5" nor "007.5".
+        if quantity[0] <= "0" and quantity[1] != ".":
+            raise _IrregularError
+        side[price] = quantity
+        size = len(quantity)
+        append(f"{tag}{char[len(price) + size + 1]}{price}{short[size]}{quantity}")
+    if points:
+        raise _IrregularError
+
+
 def _apply_any(tag: str, side: dict[str, str], changes: _Changes, out: list[str]) -> None:
     """Apply and encode one side, however its numbers are spelt."""
     append = out.append
@@ -152,6 +191,23 @@ def _apply_any(tag: str, side: dict[str, str], changes: _Changes, out: list[str]
         else:
             side[price] = field[1:]
         append(f"{tag}{char[len(price) + len(field)]}{price}{field}")
+
+
+def _tried(
+    way: Callable[[str, dict[str, str], _Changes, list[str]], None],
+    tag: str,
+    side: dict[str, str],
+    changes: _Changes,
+    out: list[str],
+) -> bool:
+    """Apply and encode one side in a quick way; False when its numbers are spelt in another."""
+    begin = len(out)
+    try:
+        way(tag, side, changes, out)
+    except (_IrregularError, IndexError, UnicodeEncodeError):
+        del out[begin:]
+        return False
+    return True
 
 
 class OrderBook:
@@ -211,17 +267,13 @@ class OrderBook:
         """
         out: list[str] = []
         for tag, side, changes in ((_BIDS_TAG, self._bids, bids), (_ASKS_TAG, self._asks, asks)):
-            begin = len(out)
             if self._usual:
-                try:
-                    _apply_usual(tag, side, changes, out)
-                except (_IrregularError, IndexError, UnicodeEncodeError):
-                    # A venue spells its numbers in one way: the next ones will not fit either.
-                    self._usual = False
-                    del out[begin:]
-                else:
+                # A venue spells its numbers in one way: when these do not fit, the next will not.
+                self._usual = _tried(_apply_usual, tag, side, changes, out)
+                if self._usual:
                     continue
-            _apply_any(tag, side, changes, out)
+            if not _tried(_apply_plain, tag, side, changes, out):
+                _apply_any(tag, side, changes, out)
         return "".join(out).encode("ascii")
 
     def encode_levels(self) -> bytes:

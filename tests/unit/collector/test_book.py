@@ -128,11 +128,21 @@ _eight = st.tuples(st.integers(0, 10**24), st.integers(0, 10**8 - 1)).map(
 _odd = st.sampled_from(
     ["0.00000000", "00.00000000", "007.50000000", ".50000000", ".00000000", "1.2.00000000", "5",
      "5.", "", "1e3", "-1.00000000", "1.0000000", "1.000000000", "10.00000000", "0.00000010",
-     "٣.00000000", "1\u00b2.00000000", "12345678", "1.00000000 ", "+1.00000000", "0.0", "100"]
+     "٣.00000000", "1\u00b2.00000000", "12345678", "1.00000000 ", "+1.00000000", "0.0", "100",
+     "1.5" + "0" * 27, "1.5" + "0" * 28, "1.5" + "0" * 29, "0." + "0" * 28, "0." + "0" * 30,
+     "9" * 30, "9" * 31, "1..5", "..", ".", "00", "01", "0", "1e-05", "0.00005"]
 )  # fmt: skip
+_plain = st.decimals(0, 10**9, places=5, allow_nan=False).map(
+    lambda number: f"{number:f}".rstrip("0").rstrip(".") or "0"
+) | st.sampled_from(["0", "0.0", "40.0", "1.66317", "0.5", "12"])
 
 
-@given(st.lists(st.tuples(prices, st.one_of(_eight, _eight, _odd)), max_size=8))
+@given(
+    st.one_of(
+        st.lists(st.tuples(prices, st.one_of(_eight, _eight, _odd)), max_size=8),
+        st.lists(st.tuples(prices, st.one_of(_plain, _plain, _odd)), max_size=8),
+    )
+)
 def test_one_odd_quantity_among_usual_ones_is_read_or_refused_as_it_would_be_alone(
     changes: list[tuple[str, str]],
 ) -> None:
