@@ -69,7 +69,8 @@ class Venue:
     `feeds` has the instruments by native symbol, `by_symbol` by canonical symbol. `shares(symbol)`
     tells whether this collector collects an instrument; all of them when there is no other.
     `spawn(coroutine, name)` starts a task that the service owns. `run` does everything and ends
-    only with its task. Counters: `ignored` (frames of kinds that nobody asked for).
+    only with its task. `told` writes what concerns all of it to the ledger, `rates` are depth
+    frames a second by native symbol. Counters: `ignored` (frames of kinds that nobody asked for).
     """
 
     def __init__(

@@ -106,8 +106,6 @@ class MarketSources:
 
     def book(self, key: Key, wish: BookWish) -> BookView:
         """See `LiveSources`."""
-        if wish.is_plain:
-            return _Plain(self._market, key)
         return self._views.open(key, wish)
 
     def log(self, kind: int, key: Key) -> EventLog:
@@ -125,20 +123,6 @@ class MarketSources:
         trades: LiveTrades = self._market.trades_of(key)
         # The first one says that the stream is open, which it is for a while.
         return trades.opening()[1:]
-
-
-class _Plain:
-    """A `LiveBook` as a view: nobody has to end it."""
-
-    __slots__ = ("log", "open")
-
-    def __init__(self, market: Market, key: Key) -> None:
-        book = market.book(key)
-        self.log = book.log
-        self.open = book.open
-
-    def close(self) -> None:
-        """Do nothing."""
 
 
 @dataclass(slots=True)

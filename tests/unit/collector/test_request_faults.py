@@ -14,7 +14,7 @@ from services.collector.ledger import Ledger
 from services.collector.rest import RateLimitedError, RestError
 from services.collector.settings import ExchangeSettings
 from services.collector.snapshots import FeedRequests
-from services.collector.venues.base import RestRequest, SnapshotSource, TradePrint
+from services.collector.venues.base import RestRequest, SkippedTrade, SnapshotSource, TradePrint
 from tests.integration.nats_tools import until
 
 _LIMITED = RateLimitedError("too many requests", 0.01)
@@ -104,6 +104,23 @@ async def test_a_history_refused_for_its_rate_is_told_and_asked_for_again() -> N
     bench.requests.history(bench.feed, 4, 7)
     await until(lambda: bench.histories, "the history came")
     assert bench.told() == [_TOLD]
+    await bench.end()
+
+
+@pytest.mark.parametrize(("skips", "skipped"), [(True, [5, 6]), (False, [])])
+async def test_what_a_history_leaves_out_between_its_trades_was_no_trade(
+    skips: bool, skipped: list[int]
+) -> None:
+    bench = Bench()
+    adapter = bench.requests._adapter
+    adapter.history_skips = skips
+    adapter.decode_trades = lambda *_: [
+        TradePrint("X", number, 1, "1", "1", False) for number in (4, 7)
+    ]
+    bench.requests.history(bench.feed, 4, 7)
+    await until(lambda: bench.histories, "the history came")
+    ((_, told, _),) = bench.histories
+    assert [each.trade_id for each in told if isinstance(each, SkippedTrade)] == skipped
     await bench.end()
 
 
