@@ -6,7 +6,7 @@ The soak takes ten minutes and is run by its name only.
 import subprocess
 import sys
 
-_ALL = ("collector", "fanout", "book_views", "rest", "end_to_end")
+_ALL = ("collector", "venues", "fanout", "book_views", "rest", "end_to_end")
 _NAMED = (*_ALL, "soak")
 
 
