@@ -2,8 +2,7 @@
  * Keeps one order book in a page, over gRPC-Web: browser/index.html?symbol=ETH-USDT. Levels are
  * shown only while they may be believed.
  */
-import { createGrpcWebTransport } from "@connectrpc/connect-web";
-
+import { connectGrpcWeb } from "./grpcweb.js";
 import { Keeper, explain } from "./keeper.js";
 import type { Level, OrderBook } from "./orderbook.js";
 
@@ -57,11 +56,7 @@ const keeper = new Keeper({
   exchange: query.get("exchange") ?? "binance",
   symbol: query.get("symbol") ?? "BTC-USDT",
   heartbeatMs: 2000,
-  // The browser owns the connections: ending a call is all that there is.
-  connect: () => ({
-    transport: createGrpcWebTransport({ baseUrl: `http://${address}` }),
-    close: () => {},
-  }),
+  connect: () => connectGrpcWeb(`http://${address}`),
   notice,
   onEvent(book) {
     if (!book.trusted) {

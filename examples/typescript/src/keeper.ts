@@ -87,10 +87,13 @@ export class Keeper {
   async #follow(signal: AbortSignal, heard: () => void): Promise<void> {
     const { exchange, symbol, heartbeatMs, connect, onEvent } = this.#options;
     const connection = connect();
+    const ending = new AbortController();
+    const end = () => ending.abort();
+    signal.addEventListener("abort", end);
     // Whoever hears nothing for some heartbeats is cut off, whatever TCP believes.
-    const silence = new AbortController();
     const limit = HEARTBEATS_MISSED * heartbeatMs;
-    const watch = () => setTimeout(() => silence.abort(), limit);
+    const watch = () =>
+      setTimeout(() => ending.abort(new SilentError(`nothing came for ${limit} ms`)), limit);
     let timer = watch();
     try {
       const { epoch, sequence } = this.book;
@@ -104,9 +107,9 @@ export class Keeper {
           },
           ...(epoch === 0n ? {} : { resume: { epoch, sequence } }),
         },
-        { signal: AbortSignal.any([signal, silence.signal]) },
+        { signal: ending.signal },
       );
-      for await (const { events } of stream) {
+      for await (const { events } of until(ending.signal, stream)) {
         clearTimeout(timer);
         timer = watch();
         heard();
@@ -117,13 +120,10 @@ export class Keeper {
         }
       }
       throw new EndOfStreamError("the server ended the stream");
-    } catch (error) {
-      if (silence.signal.aborted && !(error instanceof OutOfStepError)) {
-        throw new SilentError(`nothing came for ${limit} ms`);
-      }
-      throw error;
     } finally {
       clearTimeout(timer);
+      signal.removeEventListener("abort", end);
+      ending.abort();
       connection.close();
     }
   }
@@ -176,6 +176,33 @@ export function explain(error: unknown): string {
   return `${Code[code]}: ${rawMessage}`;
 }
 
+/**
+ * Gives what the stream brings; throws the signal's reason as soon as it fires, even if the stream
+ * does not take notice of it.
+ */
+async function* until<T>(signal: AbortSignal, stream: AsyncIterable<T>): AsyncGenerator<T> {
+  const iterator = stream[Symbol.asyncIterator]();
+  for (;;) {
+    const { done, value } = await orAbort(signal, iterator.next());
+    if (done === true) {
+      return;
+    }
+    yield value;
+  }
+}
+
+/** Not a race of promises: one that outlives many races keeps something of every one. */
+function orAbort<T>(signal: AbortSignal, promise: Promise<T>): Promise<T> {
+  return new Promise((resolve, reject) => {
+    const abort = () => reject(signal.reason);
+    if (signal.aborted) {
+      abort();
+    }
+    signal.addEventListener("abort", abort);
+    promise.then(resolve, reject).finally(() => signal.removeEventListener("abort", abort));
+  });
+}
+
 function sleep(milliseconds: number, signal: AbortSignal): Promise<void> {
   return new Promise((resolve) => {
     const done = () => {
@@ -185,5 +212,8 @@ function sleep(milliseconds: number, signal: AbortSignal): Promise<void> {
     };
     const timer = setTimeout(done, milliseconds);
     signal.addEventListener("abort", done);
+    if (signal.aborted) {
+      done();
+    }
   });
 }

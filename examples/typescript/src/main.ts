@@ -9,9 +9,9 @@
 import { parseArgs } from "node:util";
 
 import { Http2SessionManager, createGrpcTransport } from "@connectrpc/connect-node";
-import { createGrpcWebTransport } from "@connectrpc/connect-web";
 
 import { digest } from "./digest.js";
+import { connectGrpcWeb } from "./grpcweb.js";
 import { type Connection, Keeper, explain } from "./keeper.js";
 import type { Level } from "./orderbook.js";
 
@@ -41,11 +41,6 @@ function connectGrpc(): Connection {
   };
 }
 
-function connectGrpcWeb(): Connection {
-  // Ending the call closes its connection: HTTP/1.1 carries one call at a time.
-  return { transport: createGrpcWebTransport({ baseUrl }), close: () => {} };
-}
-
 const pairs = (levels: Level[]) => levels.map(({ price, quantity }) => [price, quantity]);
 
 let shown = 0;
@@ -54,7 +49,7 @@ const keeper = new Keeper({
   exchange: options.exchange,
   symbol: options.symbol,
   heartbeatMs: Number(options["heartbeat-ms"]),
-  connect: options.transport === "grpc-web" ? connectGrpcWeb : connectGrpc,
+  connect: options.transport === "grpc-web" ? () => connectGrpcWeb(baseUrl) : connectGrpc,
   notice: (text) => console.error("--", text.trim()),
   onEvent(book, event) {
     const kind = event?.event.case;
@@ -100,3 +95,5 @@ if (options.json) {
     }),
   );
 }
+// Now, whatever a library still waits for; but not before the pipes have taken the last lines.
+process.stderr.write("", () => process.stdout.write("", () => process.exit()));
