@@ -124,8 +124,7 @@ class RunningClient:
         try:
             return int(wait_for(found, f"a line {beginning!r}", seconds))
         except AssertionError as error:
-            told = [line for line in self.lines if not line.startswith("digest")][-12:]
-            raise AssertionError(f"{error}; the client said last:\n" + "\n".join(told)) from None
+            raise AssertionError(f"{error}; {self._last_words()}") from None
 
     def wait_until_shown(self, since: int = 0) -> int:
         """Wait until the client shows its book, which it does only when it believes it."""
@@ -134,10 +133,19 @@ class RunningClient:
     def end(self) -> dict[str, Any]:
         """Ask the client to end; gives the book that it held then."""
         self._process.send_signal(signal.SIGTERM)
-        self._process.wait(10)
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(
+                f"the client did not end within 10 s of SIGTERM; {self._last_words()}"
+            ) from None
         self._reader.join(10)
         last: dict[str, Any] = json.loads(self.lines[-1])
         return last
+
+    def _last_words(self) -> str:
+        told = [line for line in self.lines if not line.startswith("digest")][-12:]
+        return "the client said last:\n" + "\n".join(told)
 
     def digests(self) -> dict[_Place, str]:
         """Give the fingerprint of the book at each place where the client held one."""
