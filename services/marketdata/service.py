@@ -14,9 +14,10 @@ from services.marketdata.feed import Feed
 from services.marketdata.figures import Figures
 from services.marketdata.market import Market
 from services.marketdata.parts import make_parts
-from services.marketdata.servicer import SERVICE, MarketDataServicer
+from services.marketdata.servicer import SERVICE
 from services.marketdata.settings import MarketDataSettings
 from services.shared.health import DependencyStatus
+from services.shared.parts import PartsServicer
 from services.shared.service import BaseService
 from services.shared.settings import MeshSettings, load_settings
 
@@ -64,7 +65,7 @@ class MarketDataService(BaseService):
 
     def register(self, server: grpc.aio.Server) -> None:
         """Add MarketDataService."""
-        MarketDataServicer(make_parts(self.market, self.settings)).add_to(server)
+        PartsServicer(SERVICE, make_parts(self.market, self.settings)).add_to(server)
 
     def dependencies(self) -> Mapping[str, DependencyStatus]:
         """Tell the state of the broker's streams and of the collectors."""

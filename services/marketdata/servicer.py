@@ -1,79 +1,12 @@
-"""Puts the RPCs of MarketDataService together from the parts that answer them.
+"""MarketDataService by name, and what its handlers get."""
 
-Responses are bytes already, so the handlers are registered without a serializer.
-"""
+from typing import Final
 
-from collections.abc import AsyncIterator, Callable, Iterable
-from typing import Any, Final, TypeAlias
-
-import grpc
-from google.protobuf.message_factory import GetMessageClass
 from marketprism.market.v1 import market_data_service_pb2 as pb
 
-from services.shared.errors import Unimplemented
+from services.shared.parts import Context
 
-__all__ = ["SERVICE", "Context", "MarketDataServicer"]
+__all__ = ["SERVICE", "Context"]
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["MarketDataService"]
 """Descriptor of the service."""
-
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, bytes]"
-"""What a handler gets beside the request."""
-
-
-class MarketDataServicer:
-    """Registers what the parts answer.
-
-    A part is any object with methods that are named as RPCs of the contract: a coroutine function
-    for a unary answer, an asynchronous generator function for a stream, both giving encoded
-    responses. RPCs of the contract without a method answer UNIMPLEMENTED with reason
-    NOT_IMPLEMENTED; two parts with a method for the same RPC are a mistake, a `ValueError`.
-    """
-
-    def __init__(self, parts: Iterable[object]) -> None:
-        self._behaviors: dict[str, Callable[..., Any]] = {}
-        for part in parts:
-            for method in SERVICE.methods:
-                behavior = getattr(part, method.name, None)
-                if behavior is None:
-                    continue
-                if method.name in self._behaviors:
-                    raise ValueError(f"two parts answer {method.name}, expected one")
-                self._behaviors[method.name] = behavior
-
-    def add_to(self, server: grpc.aio.Server) -> None:
-        """Register every RPC of the contract."""
-        handlers = {}
-        for method in SERVICE.methods:
-            kind = (
-                ("stream" if method.client_streaming else "unary")
-                + "_"
-                + ("stream" if method.server_streaming else "unary")
-            )
-            behavior = self._behaviors.get(method.name) or _not_implemented(
-                method.name, streaming=method.server_streaming
-            )
-            make: Callable[..., Any] = getattr(grpc, f"{kind}_rpc_method_handler")
-            handlers[method.name] = make(
-                behavior, request_deserializer=GetMessageClass(method.input_type).FromString
-            )
-        server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler(SERVICE.full_name, handlers),)
-        )
-
-
-def _not_implemented(name: str, *, streaming: bool) -> Callable[..., Any]:
-    error = Unimplemented(
-        f"{name} is in the contract and not served yet",
-        reason="NOT_IMPLEMENTED",
-        metadata={"method": name},
-    )
-
-    async def refuse(_request: object, _context: Context) -> bytes:
-        raise error
-
-    async def refuse_stream(_request: object, _context: Context) -> AsyncIterator[bytes]:
-        raise error
-        yield b""
-
-    return refuse_stream if streaming else refuse

@@ -1,8 +1,11 @@
 """The servicer registers what its parts answer, and refuses the rest by name."""
 
 import pytest
+from marketprism.market.v1 import market_data_service_pb2
 
-from services.marketdata.servicer import MarketDataServicer
+from services.shared.parts import PartsServicer
+
+SERVICE = market_data_service_pb2.DESCRIPTOR.services_by_name["MarketDataService"]
 
 
 class Tickers:
@@ -11,6 +14,6 @@ class Tickers:
 
 
 def test_two_parts_for_one_rpc_are_a_mistake() -> None:
-    MarketDataServicer([Tickers(), object()])
+    PartsServicer(SERVICE, [Tickers(), object()])
     with pytest.raises(ValueError, match="two parts answer GetTicker"):
-        MarketDataServicer([Tickers(), Tickers()])
+        PartsServicer(SERVICE, [Tickers(), Tickers()])

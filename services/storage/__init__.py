@@ -1,0 +1,1 @@
+"""Storage: what was collected, kept in ClickHouse and served as history."""

@@ -1,0 +1,112 @@
+"""The storage service: the database, ingestion from the broker, and history over gRPC."""
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, Self
+
+import grpc
+from marketprism.history.v1 import history_service_pb2
+
+from services.shared.errors import MarketPrismError, StartupError
+from services.shared.health import DependencyStatus
+from services.shared.parts import PartsServicer
+from services.shared.service import BaseService
+from services.shared.settings import MeshSettings, load_settings
+from services.storage.engine import Engine
+from services.storage.errors import StoreRefused
+from services.storage.migrate import apply_ttl, migrate
+from services.storage.parts import make_parts
+from services.storage.settings import StorageSettings
+
+__all__ = ["SERVICE", "StorageService"]
+
+SERVICE: Final = history_service_pb2.DESCRIPTOR.services_by_name["HistoryService"]
+"""Descriptor of HistoryService."""
+
+_PING_SECONDS = 2.0
+_RETRY_SECONDS = 1.0
+
+
+class StorageService(BaseService):
+    """Keeps what the broker carries, and answers about the past.
+
+    It starts without its database and without the broker, says so in `/health`, and begins to work
+    when they come.
+    """
+
+    name = "storage"
+    grpc_services = (SERVICE,)
+
+    def __init__(self, mesh: MeshSettings, settings: StorageSettings | None = None) -> None:
+        super().__init__(mesh)
+        self.settings = settings or StorageSettings()
+        engine = self.settings.engine
+        self.engine = Engine(engine, mesh.data_dir / engine.folder, mesh.clickhouse.url)
+        """The database."""
+        self.store_ready = asyncio.Event()
+        """Set when the schema is there."""
+        self._trouble = "not opened yet"
+
+    @classmethod
+    def from_config(cls, mesh: MeshSettings, config_dir: Path | None = None) -> Self:
+        """Make the service with `storage.yaml`; raises `ConfigError`."""
+        return cls(mesh, load_settings(StorageSettings, "storage", config_dir=config_dir))
+
+    async def setup(self, stack: contextlib.AsyncExitStack) -> None:
+        """Open the store; a server that is away is waited for."""
+        stack.push_async_callback(self.engine.close)
+        if self.engine.is_embedded:
+            await self._prepare()
+        else:
+            self.spawn(self._prepare_when_there(), "store")
+        self.spawn(self._watch(), "store watch")
+
+    def register(self, server: grpc.aio.Server) -> None:
+        """Add HistoryService."""
+        PartsServicer(SERVICE, make_parts(self.engine, self.settings)).add_to(server)
+
+    def dependencies(self) -> Mapping[str, DependencyStatus]:
+        """Tell the state of the database."""
+        return {"database": self._database_health()}
+
+    def _database_health(self) -> DependencyStatus:
+        if not self.store_ready.is_set():
+            return DependencyStatus.unhealthy(f"{self.engine.where}: {self._trouble}")
+        if self._trouble:
+            return DependencyStatus.degraded(f"{self.engine.where}: {self._trouble}")
+        return DependencyStatus.healthy(where=self.engine.where)
+
+    async def _prepare(self) -> None:
+        await self.engine.open()
+        await migrate(self.engine)
+        changed = await apply_ttl(self.engine, dict(self.settings.keep_days))
+        if changed:
+            self.log.info("retention changed", tables=changed)
+        self._trouble = ""
+        self.store_ready.set()
+
+    async def _prepare_when_there(self) -> None:
+        while not self.store_ready.is_set():
+            try:
+                await self._prepare()
+            except (StartupError, StoreRefused):
+                raise
+            except MarketPrismError as error:
+                if self._trouble != error.message:
+                    self.log.warning("the database is away", reason=error.message)
+                self._trouble = error.message
+                await self.engine.close()
+                await asyncio.sleep(_RETRY_SECONDS)
+
+    async def _watch(self) -> None:
+        await self.store_ready.wait()
+        while True:
+            await asyncio.sleep(_PING_SECONDS)
+            try:
+                await self.engine.ping()
+            except MarketPrismError as error:
+                self._trouble = error.message
+            else:
+                self._trouble = ""

@@ -1,0 +1,69 @@
+"""`config/storage.yaml`: the database, what is kept for how long, and how much may be asked."""
+
+from collections.abc import Mapping
+
+from pydantic import Field, field_validator
+
+from services.shared.settings import SettingsModel
+from services.storage.tables import TABLES
+
+__all__ = ["EngineSettings", "StorageSettings"]
+
+
+class EngineSettings(SettingsModel):
+    """Where the database is, and how it is used. Without a URL (here or `CLICKHOUSE_URL`) it is the
+    embedded engine, below `data_dir`.
+    """
+
+    write_url: str | None = None
+    """`http://user:password@host:8123` that inserts go to; absent means `CLICKHOUSE_URL`."""
+
+    read_url: str | None = None
+    """The same for queries, when replicas answer them; absent means `write_url`."""
+
+    database: str = Field(default="marketprism", pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")
+    """Name of the database; made when it is not there."""
+
+    cluster: str = Field(default="", pattern=r"^[A-Za-z0-9_.-]{0,64}$")
+    """Cluster of the servers: tables are then ReplicatedReplacingMergeTree on each of them, under a
+    Distributed table that spreads instruments over the shards. Empty means one server."""
+
+    folder: str = "clickhouse"
+    """Folder of the embedded engine below `data_dir`."""
+
+    readers: int = Field(default=4, ge=1, le=64)
+    """Queries at work at a time; further ones wait."""
+
+    query_seconds: float = Field(default=30.0, gt=0, le=3600)
+    """Longest time of one query, seconds."""
+
+    query_bytes: int = Field(default=2 * 1024**3, ge=64 * 1024**2)
+    """Most memory of one query, bytes."""
+
+    connect_seconds: float = Field(default=5.0, gt=0)
+    """Time to connect to a server, seconds."""
+
+    request_seconds: float = Field(default=120.0, gt=0)
+    """Time for a server's answer, seconds."""
+
+
+class StorageSettings(SettingsModel):
+    """`config/storage.yaml`."""
+
+    engine: EngineSettings = EngineSettings()
+    """The database."""
+
+    keep_days: Mapping[str, float] = Field(default_factory=dict)
+    """How long each table keeps its rows, days by `time`; a table that is not named keeps them
+    without end. Tables are named like the kinds in subjects: trade, order_book_update, ..."""
+
+    @field_validator("keep_days")
+    @classmethod
+    def _known_tables(cls, value: Mapping[str, float]) -> Mapping[str, float]:
+        unknown = sorted(set(value) - set(TABLES))
+        if unknown:
+            raise ValueError(f"no table {', '.join(unknown)}; there are {', '.join(TABLES)}")
+        short = sorted(name for name, days in value.items() if not days > 0)
+        if short:
+            raise ValueError(f"expected more than 0 days for {', '.join(short)}")
+        return value
