@@ -1,7 +1,7 @@
 """ClickHouse from asyncio: the embedded engine or a server, by the same code.
 
-The driver is synchronous. One client inserts, some others read, each on a thread of its own, so that
-the event loop never waits for the engine, a long query holds up no insert, and no more than
+The driver is synchronous. One client inserts, some others read, each on a thread of its own, so
+that the event loop never waits for the engine, a long query holds up no insert, and no more than
 `readers` queries are at work at once. The embedded engine (chDB) takes one process a folder; its
 clients run in parallel. https://clickhouse.com/docs/integrations/python
 """
@@ -177,7 +177,7 @@ class Engine:
                 settings=wanted,
                 column_formats={"event": "bytes"} if events_of is not None else None,
             )
-            return list(result.result_rows)
+            return [tuple(row) for row in result.result_rows]
 
         async with self._reader() as reader:
             return await self._do(reader, run, f"query {' '.join(sql.split())[:80]}")
@@ -223,7 +223,7 @@ class Engine:
                 settings=wanted,
                 column_formats={"event": "bytes"} if events_of is not None else None,
             )
-            return context, iter(context.__enter__())
+            return context, iter(context.__enter__())  # type: ignore[no-untyped-call]
 
         async with self._reader() as reader:
             context, blocks = await self._do(reader, begin, what)
@@ -335,8 +335,9 @@ class _Worker:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
 
     async def run(self, work: Callable[[Client], _T]) -> _T:
-        """Run `work` on the thread. It is finished also when the caller is cancelled, and whoever
-        comes next waits for it.
+        """Run `work` on the thread.
+
+        It is finished also when the caller is cancelled, and whoever comes next waits for it.
         """
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, self._work, work)

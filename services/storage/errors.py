@@ -1,4 +1,4 @@
-"""What can go wrong with the database, in two kinds: it is away, or it refuses what it was given."""
+"""What can go wrong with the database: it is away, or it refuses what it was given."""
 
 from typing import Final
 
@@ -8,7 +8,7 @@ __all__ = ["StoreRefused", "StoreUnavailable", "classify"]
 
 
 class StoreUnavailable(Unavailable):
-    """The database cannot do it now: away, full, out of memory, read-only. The same may work later."""
+    """The database cannot do it now: away, full, read-only. The same may work later."""
 
     default_reason = "STORE_UNAVAILABLE"
 

@@ -2,7 +2,7 @@
 
 `migrations/NNNN_name.sql` are templates of statements that end with `;` at the end of a line:
 
-- `{{ stored('trade') }}`: the table that holds rows: `trade`, in a cluster `trade_local ON CLUSTER`;
+- `{{ stored('trade') }}`: the table of the rows: `trade`, in a cluster `trade_local ON CLUSTER`;
 - `{{ replacing_merge_tree }}`, `{{ merge_tree }}`: its engine, replicated in a cluster;
 - `{{ distributed('trade') }}`: in a cluster the table `trade` over all shards, else nothing;
 - `{{ on_cluster }}`: `ON CLUSTER name`, or nothing.

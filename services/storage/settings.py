@@ -11,8 +11,9 @@ __all__ = ["EngineSettings", "StorageSettings"]
 
 
 class EngineSettings(SettingsModel):
-    """Where the database is, and how it is used. Without a URL (here or `CLICKHOUSE_URL`) it is the
-    embedded engine, below `data_dir`.
+    """Where the database is, and how it is used.
+
+    Without a URL (here or `CLICKHOUSE_URL`) it is the embedded engine, below `data_dir`.
     """
 
     write_url: str | None = None

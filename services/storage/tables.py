@@ -9,7 +9,7 @@ a delivery; `Table.identity` is that of the event.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final
+from typing import Final, cast
 
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 from google.protobuf.message import Message
@@ -89,7 +89,7 @@ class Table:
     @property
     def descriptor(self) -> Descriptor:
         """Descriptor of the message."""
-        return self.message.DESCRIPTOR
+        return cast("Descriptor", self.message.DESCRIPTOR)
 
     @property
     def insert_columns(self) -> list[str]:
@@ -109,8 +109,7 @@ class Table:
     def event_sql(self) -> str:
         """Give the SQL expression of the event's bytes, exactly those that were inserted.
 
-        The query needs `SCHEMA_SETTINGS` (the engine sets them) and the setting
-        `format_schema_message_name` = `schema_message`: `Engine.event_settings(table)`.
+        `Engine.query(..., events_of=table)` makes ClickHouse know the schema.
         """
         fields = ", ".join(f"{sql} AS `{path}`" for path, sql in self.outputs)
         row = f"formatRow('Protobuf', {fields})"
@@ -133,7 +132,7 @@ def _table(
     *identity: str,
 ) -> Table:
     decimal = WIDE_DECIMAL if stream == "MARKET_REFERENCE" else DECIMAL
-    made = columns_of(message.DESCRIPTOR, time, decimal)
+    made = columns_of(cast("Descriptor", message.DESCRIPTOR), time, decimal)
     return Table(
         name=name,
         message=message,
