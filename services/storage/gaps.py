@@ -28,7 +28,7 @@ AND (exchange, collector_id, time) GLOBAL NOT IN (
   SELECT each.exchange, each.collector_id, each.time FROM integrity AS each GLOBAL INNER JOIN (
     SELECT exchange, collector_id, max(time) AS started FROM integrity
     WHERE kind = 'INTEGRITY_KIND_COLLECTOR_STARTED' GROUP BY exchange, collector_id
-  ) AS begun USING (exchange, collector_id) WHERE each.time < begun.started)"""  # noqa: S608
+  ) AS begun USING (exchange, collector_id) WHERE each.time < begun.started)"""
 _TOUCHES: Final = f"""\
 ({_BEGIN} < fromUnixTimestamp64Nano({{touch_end:Int64}}, 'UTC')
 AND ({_END} >= fromUnixTimestamp64Nano({{touch_begin:Int64}}, 'UTC') OR ({_GOING_ON})))"""
@@ -75,7 +75,7 @@ async def gaps_touching(
     """
     conditions, parameters = touching(exchange, symbol, kinds, start, end)
     rows = await engine.query(
-        f"SELECT {_TABLE.event_sql()} AS event FROM integrity FINAL "  # noqa: S608 - constants
+        f"SELECT {_TABLE.event_sql()} AS event FROM integrity FINAL "
         f"WHERE {' AND '.join(conditions)} ORDER BY time, event_id LIMIT {{touch_limit:UInt32}}",
         {**parameters, "touch_limit": limit},
         events_of=_TABLE,
