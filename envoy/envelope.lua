@@ -168,6 +168,19 @@ local function correct_grpc(headers)
   end
 end
 
+-- The client has the answer already, and the service sent an empty one.
+local function not_modified(handle, headers)
+  headers:replace(":status", "304")
+  headers:remove("content-type")
+  headers:remove("x-not-modified")
+  handle:body(true):setBytes("")
+  handle:headers():remove("content-length")
+  -- It ends with its headers (RFC 9110, 15.4.5), so what gRPC puts behind the body goes.
+  local trailers, names = handle:trailers(), {}
+  for name in pairs(trailers or {}) do names[#names + 1] = name end
+  for _, name in ipairs(names) do trailers:remove(name) end
+end
+
 function envoy_on_response(handle)
   -- Nothing got from the handle outlives the wait for the body, so it is asked for again then.
   local headers = handle:headers()
@@ -179,7 +192,9 @@ function envoy_on_response(handle)
     return
   end
   if headers:get(":status") == "200" then
-    if WRAP_SUCCESS then
+    if headers:get("x-not-modified") then
+      not_modified(handle, headers)
+    elseif WRAP_SUCCESS then
       local id = request_id(headers)
       local body = handle:body(true)
       set_body(handle, body, '{"success":true,"data":' .. body:getBytes(0, body:length())

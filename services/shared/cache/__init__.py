@@ -4,7 +4,7 @@
 be made anew, so a cache never fails a call: one that is away costs a miss.
 """
 
-from services.shared.cache.cache import Cache, Computed
+from services.shared.cache.cache import EVERYTHING, Cache, Computed
 from services.shared.cache.memory import MemoryStore
 from services.shared.cache.opening import open_cache
 from services.shared.cache.redis_store import RedisStore
@@ -12,6 +12,7 @@ from services.shared.cache.settings import CacheSettings
 from services.shared.cache.store import Store
 
 __all__ = [
+    "EVERYTHING",
     "Cache",
     "CacheSettings",
     "Computed",

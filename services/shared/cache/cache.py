@@ -4,12 +4,16 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from services.shared.cache.store import Store
 from services.shared.health import DependencyStatus
 from services.shared.telemetry import Metrics
 
-__all__ = ["Cache", "Computed"]
+__all__ = ["EVERYTHING", "Cache", "Computed"]
+
+EVERYTHING: Final = "*"
+"""The scope of every value of a cache."""
 
 _TOKEN_BYTES = 8
 _TOKEN_SECONDS = 7 * 86400.0
@@ -130,18 +134,18 @@ class Cache:
         self._count_void.inc()
         for key, flight in list(self._flights.items()):
             # Whoever asks from now on gets the change; those who wait already asked before it.
-            if scope in flight.scopes:
+            if scope in flight.scopes or scope == EVERYTHING:
                 self._land(key, flight)
         await self._settle_overdue()
         if not await self._write_token(scope):
-            self._overdue.add(scope if len(self._overdue) < _MAX_OVERDUE else _ALL)
+            self._overdue.add(scope if len(self._overdue) < _MAX_OVERDUE else EVERYTHING)
 
     async def _fly(
         self, key: str, compute: Callable[[], Awaitable[Computed]], scopes: tuple[str, ...]
     ) -> bytes:
         place = f"{self._prefix}:value:{key}"
         await self._settle_overdue()
-        scopes = (_ALL, *scopes)
+        scopes = (EVERYTHING, *scopes)
         kept, *found = await self._store.read([place, *map(self._token_key, scopes)])
         tokens = await self._with_new(scopes, found)
         if kept is not None and tokens is not None and kept.startswith(tokens):
@@ -197,6 +201,3 @@ class Cache:
             del self._flights[key]
         if flight.task.done() and not flight.task.cancelled():
             flight.task.exception()  # told to those who waited, if any were left
-
-
-_ALL = "*"
