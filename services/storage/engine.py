@@ -20,7 +20,7 @@ from clickhouse_connect.driver.client import Client
 from services.shared.log import get_logger
 from services.storage.errors import StoreRefused, StoreUnavailable, classify
 from services.storage.settings import EngineSettings
-from services.storage.tables import SCHEMA_SETTINGS, Table
+from services.storage.tables import TABLES, Table
 
 __all__ = ["Engine", "Row"]
 
@@ -30,7 +30,6 @@ Row = tuple[Any, ...]
 text."""
 
 _T = TypeVar("_T")
-_MESSAGE_SETTING: Final = "format_schema_message_name"
 # Blocks of one insert: all of it, so that it is in the table whole or not at all.
 _ONE_BLOCK: Final = {
     "max_insert_block_size": "10000000",
@@ -53,7 +52,8 @@ class Engine:
         self._settings = settings
         self._write_url = settings.write_url or url
         self._read_url = settings.read_url or self._write_url
-        self._folder = folder
+        self._folder = folder.absolute()
+        self._schemas = self._folder.with_name(f"{self._folder.name}_schemas")
         self._log = get_logger()
         self._writer: _Worker | None = None
         self._readers: asyncio.Queue[_Worker] = asyncio.Queue()
@@ -80,6 +80,8 @@ class Engine:
 
     async def open(self) -> None:
         """Connect, and make the database when it is not there."""
+        if self.is_embedded:
+            await asyncio.to_thread(self._write_schemas)
         self._writer = _Worker(functools.partial(self._connect, writing=True), "store writer")
         readers = [
             _Worker(functools.partial(self._connect, writing=False), f"store reader {number}")
@@ -108,7 +110,7 @@ class Engine:
                 column_names=table.insert_columns,
                 insert_block=block,
                 fmt="Protobuf",
-                settings={_MESSAGE_SETTING: table.schema_message, **_ONE_BLOCK},
+                settings={**self._schema_settings(table), **_ONE_BLOCK},
             )
 
         await self._do(self._writer, run, f"insert into {table.name}", inserting=True)
@@ -152,6 +154,11 @@ class Engine:
             ),
             sql[:80],
         )
+
+    async def exclusively(self, run: Callable[[Client], _T], what: str) -> _T:
+        """Give `run` the inserting client on its thread: meanwhile nothing is inserted by us."""
+        assert self._writer is not None, "the engine is not open"
+        return await self._do(self._writer, run, what)
 
     # Reading.
 
@@ -250,18 +257,12 @@ class Engine:
     def _connect(self, *, writing: bool) -> Client:
         settings = self._settings
         url = self._write_url if writing else self._read_url
-        common: dict[str, Any] = {
-            "settings": dict(SCHEMA_SETTINGS),
-            "autogenerate_session_id": False,
-        }
         if url is None:
             self._folder.mkdir(parents=True, exist_ok=True)
             client = clickhouse_connect.get_client(interface="chdb", path=str(self._folder))
             client.command(f"CREATE DATABASE IF NOT EXISTS {settings.database}")
             client.command(f"USE {settings.database}")
             client.database = settings.database
-            for key, value in SCHEMA_SETTINGS.items():
-                client.set_client_setting(key, value)
         else:
             client = clickhouse_connect.get_client(
                 dsn=url,
@@ -269,7 +270,7 @@ class Engine:
                 connect_timeout=settings.connect_seconds,
                 send_receive_timeout=settings.request_seconds,
                 query_retries=0,
-                **common,
+                autogenerate_session_id=False,
             )
             if writing:
                 on_cluster = f" ON CLUSTER {settings.cluster}" if settings.cluster else ""
@@ -278,6 +279,26 @@ class Engine:
         if writing and settings.cluster:
             client.set_client_setting("distributed_foreground_insert", "1")
         return client
+
+    def _schema_settings(self, table: Table) -> dict[str, str]:
+        """Tell ClickHouse a message: a server gets its text, so that it needs no file of ours.
+
+        The embedded engine would leave a copy of the text in the current directory.
+        """
+        message = str(table.descriptor.name)
+        if self.is_embedded:
+            return {"format_schema": f"{self._schemas / message}.proto:{message}"}
+        return {
+            "format_schema_source": "string",
+            "format_schema": table.schema_text,
+            "format_schema_message_name": message,
+        }
+
+    def _write_schemas(self) -> None:
+        self._schemas.mkdir(parents=True, exist_ok=True)
+        for table in TABLES.values():
+            path = self._schemas / f"{table.descriptor.name}.proto"
+            path.write_text(table.schema_text, encoding="utf-8")
 
     def _read_settings(
         self, settings: Mapping[str, Any] | None, events_of: Table | None
@@ -288,7 +309,7 @@ class Engine:
             "do_not_merge_across_partitions_select_final": 1,
         }
         if events_of is not None:
-            wanted[_MESSAGE_SETTING] = events_of.schema_message
+            wanted.update(self._schema_settings(events_of))
         wanted.update(settings or {})
         return wanted
 

@@ -6,6 +6,7 @@ nanoseconds), because places begin again in a stream that was made anew. The two
 a delivery; `Table.identity` is that of the event.
 """
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -26,8 +27,6 @@ from services.storage.columns import (
 )
 
 __all__ = [
-    "SCHEMA_SETTINGS",
-    "SCHEMA_TEXT",
     "STREAM_CREATED_FIELD",
     "STREAM_SEQUENCE_FIELD",
     "TABLES",
@@ -118,9 +117,9 @@ class Table:
         return f"arrayMap(r -> substring(r, {begin}), [{row}])[1]"
 
     @property
-    def schema_message(self) -> str:
-        """Name of the message in `SCHEMA_TEXT`."""
-        return str(self.descriptor.name)
+    def schema_text(self) -> str:
+        """Protobuf schema of the message with the two appended fields, for ClickHouse."""
+        return _schema_text(self.descriptor)
 
 
 def _table(
@@ -231,13 +230,13 @@ def create_statement(table: Table) -> str:
     )
 
 
-# The schema that ClickHouse reads events by: the contracts' messages in one file without imports.
+# The schema that ClickHouse reads events by: the contract's message in one file without imports.
 
 
-def _schema_text(messages: Iterator[Descriptor]) -> str:
+@functools.cache
+def _schema_text(message: Descriptor) -> str:
     seen: dict[str, str] = {}
-    for message in messages:
-        _add_message(message, seen, event=True)
+    _add_message(message, seen, event=True)
     return 'syntax = "proto3";\n' + "\n".join(seen.values())
 
 
@@ -276,15 +275,6 @@ def _type(item: FieldDescriptor) -> str:
         FieldDescriptor.TYPE_UINT32: "uint32",
         FieldDescriptor.TYPE_UINT64: "uint64",
     }[item.type]
-
-
-SCHEMA_TEXT: Final = _schema_text(table.descriptor for table in TABLES.values())
-"""Protobuf schema of every event's message with the two appended fields."""
-
-SCHEMA_SETTINGS: Final[Mapping[str, str]] = MappingProxyType(
-    {"format_schema_source": "string", "format_schema": SCHEMA_TEXT}
-)
-"""Settings by which ClickHouse knows `SCHEMA_TEXT`."""
 
 
 def varint(value: int) -> bytes:
