@@ -1,0 +1,1 @@
+"""Backups of the database: consistent, compressed, encrypted, and proved by checksum."""
