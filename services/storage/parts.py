@@ -1,12 +1,13 @@
 """The parts that answer HistoryService, each a few RPCs over the store."""
 
 from services.storage.engine import Engine
+from services.storage.http_cache import Answers
 from services.storage.settings import StorageSettings
 
 __all__ = ["make_parts"]
 
 
-def make_parts(engine: Engine, settings: StorageSettings) -> list[object]:
+def make_parts(engine: Engine, settings: StorageSettings, answers: Answers) -> list[object]:
     """Give one object for each group of RPCs."""
-    del engine, settings
+    del engine, settings, answers
     return []

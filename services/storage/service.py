@@ -9,6 +9,7 @@ from typing import Final, Self
 import grpc
 from marketprism.history.v1 import history_service_pb2
 
+from services.shared.cache import open_cache
 from services.shared.errors import MarketPrismError, StartupError
 from services.shared.health import DependencyStatus
 from services.shared.parts import PartsServicer
@@ -16,7 +17,8 @@ from services.shared.service import BaseService
 from services.shared.settings import MeshSettings, load_settings
 from services.storage.engine import Engine
 from services.storage.errors import StoreRefused
-from services.storage.migrate import apply_ttl, migrate
+from services.storage.http_cache import Answers, contract_version
+from services.storage.migrate import apply_ttl, known_migrations, migrate
 from services.storage.parts import make_parts
 from services.storage.settings import StorageSettings
 
@@ -47,6 +49,8 @@ class StorageService(BaseService):
         """The database."""
         self.store_ready = asyncio.Event()
         """Set when the schema is there."""
+        self.answers: Answers | None = None
+        """Answers that are kept; there from the start."""
         self._trouble = "not opened yet"
 
     @classmethod
@@ -56,6 +60,16 @@ class StorageService(BaseService):
 
     async def setup(self, stack: contextlib.AsyncExitStack) -> None:
         """Open the store; a server that is away is waited for."""
+        cache = await open_cache(
+            stack,
+            "history",
+            contract_version("".join(each.digest for each in known_migrations())),
+            redis=self.mesh.redis,
+            metrics=self.metrics,
+            settings=self.settings.answers,
+        )
+        self.answers = Answers(cache, self.settings.answers)
+        await self.answers.begin()
         stack.push_async_callback(self.engine.close)
         if self.engine.is_embedded:
             await self._prepare()
@@ -65,11 +79,16 @@ class StorageService(BaseService):
 
     def register(self, server: grpc.aio.Server) -> None:
         """Add HistoryService."""
-        PartsServicer(SERVICE, make_parts(self.engine, self.settings)).add_to(server)
+        assert self.answers is not None, "the service is not set up"
+        parts = make_parts(self.engine, self.settings, self.answers)
+        PartsServicer(SERVICE, parts).add_to(server)
 
     def dependencies(self) -> Mapping[str, DependencyStatus]:
-        """Tell the state of the database."""
-        return {"database": self._database_health()}
+        """Tell the state of the database, and of the cache of answers."""
+        found = {"database": self._database_health()}
+        if self.answers is not None:
+            found["cache"] = self.answers.status()
+        return found
 
     def _database_health(self) -> DependencyStatus:
         if not self.store_ready.is_set():

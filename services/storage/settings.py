@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pydantic import Field, field_validator
 
 from services.shared.settings import SettingsModel
+from services.storage.http_cache import AnswerSettings
 from services.storage.tables import TABLES
 
 __all__ = ["EngineSettings", "StorageSettings"]
@@ -53,6 +54,9 @@ class StorageSettings(SettingsModel):
 
     engine: EngineSettings = EngineSettings()
     """The database."""
+
+    answers: AnswerSettings = AnswerSettings()
+    """How long answers are kept, here and by HTTP caches."""
 
     keep_days: Mapping[str, float] = Field(default_factory=dict)
     """How long each table keeps its rows, days by `time`; a table that is not named keeps them
