@@ -26,6 +26,7 @@ The entity tag is weak: the envelope of REST has a time and a request id of its 
 import hashlib
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 import grpc
@@ -36,7 +37,14 @@ from pydantic import Field
 from services.shared.cache import EVERYTHING, Cache, CacheSettings, Computed
 from services.shared.health import DependencyStatus
 
-__all__ = ["NOT_MODIFIED_KEY", "AnswerSettings", "Answers", "contract_version", "mark_immutable"]
+__all__ = [
+    "NOT_MODIFIED_KEY",
+    "AnswerSettings",
+    "Answers",
+    "Encoded",
+    "contract_version",
+    "mark_immutable",
+]
 
 NOT_MODIFIED_KEY: Final = "x-not-modified"
 """Metadata by which a service tells the gateway that the client has the answer already."""
@@ -77,6 +85,17 @@ class AnswerSettings(CacheSettings):
     operator corrects is seen after this time at the latest."""
 
 
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A response whose bytes were put together."""
+
+    data: bytes
+    """The encoded response."""
+
+    whole: bool
+    """Whether it names no gap that could still be filled."""
+
+
 class Answers:
     """Answers unary calls from a cache, and says to HTTP caches what they may keep."""
 
@@ -102,7 +121,7 @@ class Answers:
         self,
         context: _Context,
         request: Message,
-        compute: Callable[[], Awaitable[Message]],
+        compute: Callable[[], Awaitable[Message | Encoded]],
         *,
         end_ns: int | None = None,
         may_be_filled: bool = True,
@@ -124,10 +143,10 @@ class Answers:
 
         async def make() -> Computed:
             response = await compute()
-            whole = not may_be_filled or _names_no_gap(response)
-            return Computed(
-                (_WHOLE if whole else _WITH_GAPS) + response.SerializeToString(), seconds
-            )
+            if not isinstance(response, Encoded):
+                response = Encoded(response.SerializeToString(), whole=_names_no_gap(response))
+            whole = not may_be_filled or response.whole
+            return Computed((_WHOLE if whole else _WITH_GAPS) + response.data, seconds)
 
         kept = await self._cache.get_or_compute(_key(request), make, scopes=(_scope(request),))
         answer = kept[1:]

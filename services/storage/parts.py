@@ -1,7 +1,9 @@
 """The parts that answer HistoryService, each a few RPCs over the store."""
 
 from services.storage.engine import Engine
+from services.storage.event_lists import EventLists
 from services.storage.http_cache import Answers
+from services.storage.known import KnownInstruments
 from services.storage.settings import StorageSettings
 
 __all__ = ["make_parts"]
@@ -9,5 +11,8 @@ __all__ = ["make_parts"]
 
 def make_parts(engine: Engine, settings: StorageSettings, answers: Answers) -> list[object]:
     """Give one object for each group of RPCs."""
-    del engine, settings, answers
-    return []
+    del settings
+    known = KnownInstruments(engine)
+    return [
+        EventLists(engine, known, answers),
+    ]

@@ -39,7 +39,8 @@ MAX_TIME: Final = 9_214_646_400 * NANOS
 """2262-01-01 UTC, nanoseconds since 1970: the first instant that cannot be asked for. What the
 database keeps of times ends in that year."""
 
-_EXCHANGE: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+# Capitals are well-formed, so that "BINANCE" gets the better answer: did you mean binance?
+_EXCHANGE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _SYMBOL: Final = re.compile(r"[!-)+-.0-~]{1,128}")
 
 
@@ -80,12 +81,12 @@ def invalid(
 
 
 def check_exchange(exchange: str, field: str = "exchange") -> None:
-    """Check the form of a venue's id: lower case letters, digits, `_` and `-`, at most 64."""
+    """Check the form of a venue's id: letters, digits, `_`, `.` and `-`, at most 64."""
     if not _EXCHANGE.fullmatch(exchange):
         raise invalid(
             field,
-            'expected a venue id of at most 64 lower case letters, digits, "_" and "-", for '
-            'example "binance"',
+            'expected a venue id of at most 64 letters, digits, "_", "." and "-", for example '
+            '"binance"',
             _shown(exchange),
             reason="MALFORMED",
         )
