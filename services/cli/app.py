@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from services.cli.backup_app import backup_app, restore
 from services.cli.completion import complete_exchange, complete_symbol
 from services.cli.failures import EXIT_FAILURE, readable_errors
 
@@ -22,6 +23,9 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(backup_app, name="backup", rich_help_panel="Store")
+app.command(rich_help_panel="Store")(restore)
 
 _SOURCE, _PORTS, _SHOWN, _MARKET = "Where data comes from", "Ports", "Output", "Simulated markets"
 

@@ -15,6 +15,8 @@ from services.shared.health import DependencyStatus
 from services.shared.parts import PartsServicer
 from services.shared.service import BaseService
 from services.shared.settings import MeshSettings, load_settings
+from services.storage.backups.calls import SERVICE as ARCHIVE_SERVICE
+from services.storage.backups.calls import BackupCalls
 from services.storage.engine import Engine
 from services.storage.errors import StoreRefused
 from services.storage.http_cache import Answers, contract_version
@@ -39,7 +41,7 @@ class StorageService(BaseService):
     """
 
     name = "storage"
-    grpc_services = (SERVICE,)
+    grpc_services = (SERVICE, ARCHIVE_SERVICE)
 
     def __init__(self, mesh: MeshSettings, settings: StorageSettings | None = None) -> None:
         super().__init__(mesh)
@@ -78,10 +80,14 @@ class StorageService(BaseService):
         self.spawn(self._watch(), "store watch")
 
     def register(self, server: grpc.aio.Server) -> None:
-        """Add HistoryService."""
+        """Add HistoryService, and ArchiveService for its backups."""
         assert self.answers is not None, "the service is not set up"
         parts = make_parts(self.engine, self.settings, self.answers)
         PartsServicer(SERVICE, parts).add_to(server)
+        backups = BackupCalls(
+            self.engine, self.settings.backups, self.mesh.data_dir, self.spawn, self.stopping
+        )
+        PartsServicer(ARCHIVE_SERVICE, [backups]).add_to(server)
 
     def dependencies(self) -> Mapping[str, DependencyStatus]:
         """Tell the state of the database, and of the cache of answers."""

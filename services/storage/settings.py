@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pydantic import Field, field_validator
 
 from services.shared.settings import SettingsModel
+from services.storage.backups.settings import BackupSettings
 from services.storage.http_cache import AnswerSettings
 from services.storage.tables import TABLES
 
@@ -57,6 +58,9 @@ class StorageSettings(SettingsModel):
 
     answers: AnswerSettings = AnswerSettings()
     """How long answers are kept, here and by HTTP caches."""
+
+    backups: BackupSettings = BackupSettings()
+    """Where backups go, and who can open them."""
 
     keep_days: Mapping[str, float] = Field(default_factory=dict)
     """How long each table keeps its rows, days by `time`; a table that is not named keeps them

@@ -44,6 +44,11 @@ class Found:
     interrupted: bool = False
     """Whether it has no manifest: it is being written, or never was finished."""
 
+    @property
+    def begun(self) -> datetime:
+        """When it was begun, as its id tells."""
+        return datetime.strptime(self.backup_id[:16], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+
 
 class Catalog:
     """Looks into a target; blocks, so it is called from threads. Raises what the target does."""
@@ -166,7 +171,7 @@ class Catalog:
             for each in found
             if each.manifest is None
             and each.backup_id not in spare
-            and now - _begun(each.backup_id) > ABANDONED_AFTER
+            and now - each.begun > ABANDONED_AFTER
         ]
         for backup_id in gone:
             self._remove(backup_id)
@@ -210,7 +215,3 @@ def _unreadable(found: Iterable[Found]) -> str:
 
 def _is_expired(manifest: BackupManifest | None, now: datetime) -> bool:
     return manifest is not None and manifest.expire_time is not None and manifest.expire_time <= now
-
-
-def _begun(backup_id: str) -> datetime:
-    return datetime.strptime(backup_id[:16], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)

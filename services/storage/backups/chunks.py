@@ -55,7 +55,8 @@ async def pieces_of(
             for piece in range(count)
         ]
     seconds = await store.query(
-        "SELECT intDiv(toUnixTimestamp64Nano(time), 1000000000) AS second, count() "
+        "SELECT intDiv(toUnixTimestamp64Nano(toDateTime64(time, 9, 'UTC')), 1000000000) AS second, "
+        "count() "
         f"FROM {database}.{table.name} WHERE _partition_id = {{partition:String}} "
         "GROUP BY second ORDER BY second",
         {"partition": partition},

@@ -142,6 +142,16 @@ class Keyring:
                 raise KeyMissing(f"{settings.passphrase_file}: expected a passphrase on line 1")
         return cls(settings, tuple(identities), passphrase)
 
+    def check_can_seal(self) -> None:
+        """Raise `KeyMissing` where backups are to be encrypted and no key is known for it."""
+        if self.settings.enabled and not self.settings.recipients and not self._passphrase:
+            raise KeyMissing(
+                "backups are to be encrypted, and nobody is named who could open them: put a "
+                "public key into backups.encryption.recipients of storage.yaml (`marketprism "
+                f"backup keygen` makes one), or a passphrase into {PASSPHRASE_VARIABLE}, or set "
+                "backups.encryption.enabled to false"
+            )
+
     def sealer(self) -> Sealer:
         """Give what encrypts a new backup; raises `KeyMissing` where it has nothing to do it with.
 
@@ -149,19 +159,13 @@ class Keyring:
         """
         if not self.settings.enabled:
             return Sealer(())
+        self.check_can_seal()
         recipients = list(self.settings.recipients)
         key_object = None
         if self._passphrase:
             private, public = generate_identity()
             recipients.append(public)
             key_object = pyrage.passphrase.encrypt(private.encode(), self._passphrase)
-        if not recipients:
-            raise KeyMissing(
-                "backups are to be encrypted, and nobody is named who could open them: put a "
-                "public key into backups.encryption.recipients of storage.yaml (`marketprism "
-                f"backup keygen` makes one), or a passphrase into {PASSPHRASE_VARIABLE}, or set "
-                "backups.encryption.enabled to false"
-            )
         return Sealer(tuple(recipients), key_object, tuple(map(_parse_recipient, recipients)))
 
     def opener(self, recipients: Sequence[str], key_object: Callable[[], bytes | None]) -> Opener:

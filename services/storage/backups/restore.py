@@ -348,14 +348,6 @@ def _choose(manifest: BackupManifest, options: RestoreOptions) -> _Chosen:
                 f"{', '.join(sorted(names))}",
                 reason="TABLE_UNKNOWN",
             )
-    ids = {partition.partition_id for _, partition in manifest.partitions()}
-    for partition in options.partitions:
-        if partition not in ids:
-            raise InvalidArgument(
-                f"backup {manifest.backup_id} has no partition {partition!r}; it has "
-                f"{', '.join(sorted(ids)) or 'none'}",
-                reason="PARTITION_UNKNOWN",
-            )
     chosen: _Chosen = []
     for table in manifest.tables:
         if options.tables and table.name not in options.tables:
@@ -367,6 +359,13 @@ def _choose(manifest: BackupManifest, options: RestoreOptions) -> _Chosen:
         ]
         if partitions:
             chosen.append((table, partitions))
+    if not chosen and (options.tables or options.partitions):
+        ids = sorted({partition.partition_id for _, partition in manifest.partitions()})
+        raise InvalidArgument(
+            f"backup {manifest.backup_id} has nothing of what was chosen; its partitions are "
+            f"{', '.join(ids) or 'none'}",
+            reason="NOTHING_CHOSEN",
+        )
     return chosen
 
 
