@@ -17,14 +17,28 @@ from services.shared.jetstream.connection import (
 )
 from services.shared.jetstream.consumer import last_per_subject
 from services.shared.jetstream.messages import Message, ReaderStatus, StartAt
+from services.shared.jetstream.pull import PullConsumer
+from services.shared.jetstream.pull_types import (
+    Lost,
+    PullBatch,
+    PullOptions,
+    PullSession,
+    PullStatus,
+)
 from services.shared.jetstream.reader import StreamReader
 
 __all__ = [
     "Connection",
     "ConnectionLost",
     "JetStreamError",
+    "Lost",
     "Message",
     "NoResponders",
+    "PullBatch",
+    "PullConsumer",
+    "PullOptions",
+    "PullSession",
+    "PullStatus",
     "ReaderStatus",
     "StartAt",
     "StoredMessage",
