@@ -33,6 +33,7 @@ from services.gateway.settings import GatewaySettings
 from services.marketdata.settings import MarketDataSettings
 from services.shared.loading import SettingsModel, load_settings
 from services.shared.settings import MeshSettings, load_mesh
+from services.storage.settings import StorageSettings
 from tests.requirements_helper import missing, require_tool
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -45,13 +46,22 @@ SETTINGS: Mapping[str, type[SettingsModel]] = {
     "collector": CollectorSettings,
     "gateway": GatewaySettings,
     "marketdata": MarketDataSettings,
+    "storage": StorageSettings,
 }
 """Which class reads which file of config/."""
 
-OURS = ("broker", "collector", "collector-simulated", "gateway", "marketdata", "simulator")
+OURS = (
+    "broker",
+    "collector",
+    "collector-simulated",
+    "gateway",
+    "marketdata",
+    "simulator",
+    "storage",
+)
 FOREIGN = ("clickhouse", "nats")
 SOURCES = {"live": {"collector"}, "simulated": {"collector-simulated", "simulator"}}
-ALWAYS = {"nats", "broker", "marketdata", "gateway"}
+ALWAYS = {"nats", "broker", "marketdata", "storage", "gateway"}
 
 _VARIABLE = re.compile(r"\$\{(?P<name>[A-Z_]+):-(?P<default>[^}]*)\}")
 
@@ -125,7 +135,10 @@ def probed(name: str) -> str:
 def test_every_container_is_known_to_these_tests() -> None:
     assert set(SERVICES) == {*OURS, *FOREIGN}
     assert {module(name) for name in OURS} == {
-        *(f"services.{name}" for name in ("broker", "collector", "gateway", "marketdata")),
+        *(
+            f"services.{name}"
+            for name in ("broker", "collector", "gateway", "marketdata", "storage")
+        ),
         "services.cli.simulators",
     }
 
