@@ -159,7 +159,7 @@ async def apply_ttl(engine: Engine, keep_days: dict[str, float]) -> list[str]:
     on_cluster = f" ON CLUSTER {engine.cluster}" if engine.cluster else ""
     rows = await engine.query(
         "SELECT name, engine_full FROM system.tables WHERE database = currentDatabase() "
-        "AND position(engine_full, 'PARTITION BY toDate(time)') > 0"
+        "AND match(engine_full, 'PARTITION BY (toDate|toYYYYMM)\\\\(time\\\\)')"
     )
     changed = []
     for name, engine_full in rows:

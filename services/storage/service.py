@@ -22,6 +22,7 @@ from services.storage.errors import StoreRefused
 from services.storage.http_cache import Answers, contract_version
 from services.storage.migrate import apply_ttl, known_migrations, migrate
 from services.storage.parts import make_parts
+from services.storage.rollups import Rollups
 from services.storage.settings import StorageSettings
 
 __all__ = ["SERVICE", "StorageService"]
@@ -53,6 +54,8 @@ class StorageService(BaseService):
         """Set when the schema is there."""
         self.answers: Answers | None = None
         """Answers that are kept; there from the start."""
+        self.rollups = Rollups(self.engine, self.settings.rollups, self.metrics)
+        """What makes candles and spreads of new events."""
         self._trouble = "not opened yet"
 
     @classmethod
@@ -78,6 +81,7 @@ class StorageService(BaseService):
         else:
             self.spawn(self._prepare_when_there(), "store")
         self.spawn(self._watch(), "store watch")
+        self.spawn(self._roll_up(), "rollups")
 
     def register(self, server: grpc.aio.Server) -> None:
         """Add HistoryService, and ArchiveService for its backups."""
@@ -91,7 +95,7 @@ class StorageService(BaseService):
 
     def dependencies(self) -> Mapping[str, DependencyStatus]:
         """Tell the state of the database, and of the cache of answers."""
-        found = {"database": self._database_health()}
+        found = {"database": self._database_health(), "rollups": self.rollups.status()}
         if self.answers is not None:
             found["cache"] = self.answers.status()
         return found
@@ -124,6 +128,10 @@ class StorageService(BaseService):
                 self._trouble = error.message
                 await self.engine.close()
                 await asyncio.sleep(_RETRY_SECONDS)
+
+    async def _roll_up(self) -> None:
+        await self.store_ready.wait()
+        await self.rollups.run(self.stopping)
 
     async def _watch(self) -> None:
         await self.store_ready.wait()

@@ -7,9 +7,10 @@ from pydantic import Field, field_validator
 from services.shared.settings import SettingsModel
 from services.storage.backups.settings import BackupSettings
 from services.storage.http_cache import AnswerSettings
+from services.storage.rollup_sql import ROLLUP_TABLES
 from services.storage.tables import TABLES
 
-__all__ = ["EngineSettings", "StorageSettings"]
+__all__ = ["EngineSettings", "RollupSettings", "StorageSettings"]
 
 
 class EngineSettings(SettingsModel):
@@ -50,6 +51,20 @@ class EngineSettings(SettingsModel):
     """Time for a server's answer, seconds."""
 
 
+class RollupSettings(SettingsModel):
+    """How often candles and spreads are made of new events."""
+
+    fine_seconds: float = Field(default=1.0, gt=0, le=60)
+    """Between two looks for new trades, seconds: candles of a second and of a minute. Answers have
+    newer trades all the same; this bounds how many of them are counted at each question."""
+
+    coarse_seconds: float = Field(default=10.0, gt=0, le=600)
+    """The same for longer candles and for spreads."""
+
+    behind_seconds: float = Field(default=120.0, gt=0)
+    """Health says degraded when they lack events for longer, seconds."""
+
+
 class StorageSettings(SettingsModel):
     """`config/storage.yaml`."""
 
@@ -62,16 +77,21 @@ class StorageSettings(SettingsModel):
     backups: BackupSettings = BackupSettings()
     """Where backups go, and who can open them."""
 
+    rollups: RollupSettings = RollupSettings()
+    """Candles and spreads."""
+
     keep_days: Mapping[str, float] = Field(default_factory=dict)
     """How long each table keeps its rows, days by `time`; a table that is not named keeps them
-    without end. Tables are named like the kinds in subjects: trade, order_book_update, ..."""
+    without end. Tables are named like the kinds in subjects: trade, order_book_update, ...; derived
+    ones are candle_1s to candle_1d and spread_1m."""
 
     @field_validator("keep_days")
     @classmethod
     def _known_tables(cls, value: Mapping[str, float]) -> Mapping[str, float]:
-        unknown = sorted(set(value) - set(TABLES))
+        known = (*TABLES, *ROLLUP_TABLES)
+        unknown = sorted(set(value) - set(known))
         if unknown:
-            raise ValueError(f"no table {', '.join(unknown)}; there are {', '.join(TABLES)}")
+            raise ValueError(f"no table {', '.join(unknown)}; there are {', '.join(known)}")
         short = sorted(name for name, days in value.items() if not days > 0)
         if short:
             raise ValueError(f"expected more than 0 days for {', '.join(short)}")
