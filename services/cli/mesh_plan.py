@@ -42,6 +42,7 @@ ALL_IN_ONE = "mesh"
 """Name of the one process of full mode."""
 
 _SIMULATED_STORE = "nats-simulated"
+_SIMULATED_DATABASE = "clickhouse-simulated"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,15 +130,16 @@ class MeshPlan:
         return f"{options.capture} ({options.exchanges[0]})"
 
     @property
-    def passing_store(self) -> Path | None:
-        """Where the broker keeps what a simulated venue tells; None when the venues are live.
+    def passing_stores(self) -> tuple[Path, ...]:
+        """Where broker and storage keep what a simulated venue tells; empty when they are live.
 
-        It is not the store of live data, which must never hold trades that nobody made, and it is
-        worth nothing when the venue begins anew, with other books and the same trade ids.
+        They are not the stores of live data, which must never hold trades that nobody made, and
+        are worth nothing when the venue begins anew, with other books and the same trade ids.
         """
         if self.options.simulated is None:
-            return None
-        return self.configuration.mesh.data_dir / _SIMULATED_STORE
+            return ()
+        data_dir = self.configuration.mesh.data_dir
+        return (data_dir / _SIMULATED_STORE, data_dir / _SIMULATED_DATABASE)
 
     @property
     def addresses(self) -> dict[str, str]:
@@ -179,6 +181,8 @@ def make_plan(options: MeshOptions, environ: Mapping[str, str]) -> MeshPlan:
         env |= _venue_overrides(options, uses, {**environ, **env})
     if options.simulated is not None and any(service.name == "broker" for service in services):
         env[f"{ENV_PREFIX}BROKER__SERVER__STORE"] = _SIMULATED_STORE
+    if options.simulated is not None and any(service.name == "storage" for service in services):
+        env |= _simulated_database({**environ, **env}, configuration)
     check_settings(services, options.config_dir, {**environ, **env})
     plan = MeshPlan(options, configuration, services, tuple(uses), env, ())
     return replace(plan, parts=tuple(_parts(plan)))
@@ -219,6 +223,15 @@ def _venue_overrides(
         return live_environment(options.exchanges, options.symbols, configured)
     addresses = {use.venue: _join(use.host, use.port) for use in uses if use.venue}
     return simulated_environment(options.simulated, addresses, options.symbols, configured)
+
+
+def _simulated_database(environ: Mapping[str, str], configuration: Configuration) -> dict[str, str]:
+    """Keep simulated events apart: in a folder of their own, on a server in a database."""
+    prefix = f"{ENV_PREFIX}STORAGE__ENGINE__"
+    env = {f"{prefix}FOLDER": _SIMULATED_DATABASE}
+    if configuration.mesh.clickhouse.url is not None and f"{prefix}DATABASE" not in environ:
+        env[f"{prefix}DATABASE"] = "marketprism_simulated"
+    return env
 
 
 def _parts(plan: MeshPlan) -> list[Part]:

@@ -15,6 +15,7 @@ from services.marketdata.settings import MarketDataSettings
 from services.shared.errors import ConfigError
 from services.shared.loading import SettingsModel
 from services.shared.settings import MeshSettings, load_mesh, load_settings
+from services.storage.settings import StorageSettings
 
 __all__ = [
     "MESH",
@@ -114,6 +115,7 @@ MESH: tuple[Service, ...] = (
     Service("broker", (), _broker_ports, BrokerSettings),
     Service("collector", ("broker", SIMULATOR), _no_ports, CollectorSettings),
     Service("marketdata", ("broker",), _no_ports, MarketDataSettings),
+    Service("storage", ("broker",), _no_ports, StorageSettings),
     Service("gateway", ("collector", "marketdata"), _gateway_ports, GatewaySettings),
 )
 """Services in the order of their start."""

@@ -48,8 +48,8 @@ def run_mesh(options: MeshOptions, *, quiet: bool = False, on_ready: OnReady | N
     mesh = plan.configuration.mesh
     with DataDirLock(mesh.data_dir):
         check_ports(plan)
-        if plan.passing_store is not None:
-            shutil.rmtree(plan.passing_store, ignore_errors=True)
+        for store in plan.passing_stores:
+            shutil.rmtree(store, ignore_errors=True)
         try:
             with open_reporter(mesh.log, mesh.data_dir / "logs", quiet=quiet) as reporter:
                 return _supervise(plan, reporter, on_ready or tell_ready)

@@ -1,7 +1,7 @@
 """What Envoy shall do, worked out from settings and contracts; the templates only write it down."""
 
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,6 +92,9 @@ class Route:
 
     repeatable: bool = False
     """May be tried again even when the service may have seen it."""
+
+    slow: bool = False
+    """May take longer than other unary methods."""
 
     @property
     def match(self) -> str:
@@ -235,7 +238,7 @@ def _listener(
         cluster = upstream_name if upstream.enabled else None
         for service in contract.of_packages(upstream.packages):
             services.append(service)
-            routes += _routes(service, cluster)
+            routes += _routes(service, cluster, settings.slow_methods)
     if item.service is None:
         # Services of the contracts that no upstream claims are known, and not deployed.
         claimed = {package for other in settings.upstreams.values() for package in other.packages}
@@ -260,7 +263,9 @@ def _ours(contract: Contract) -> frozenset[str]:
     return frozenset(name for name in contract.packages if name.startswith("marketprism."))
 
 
-def _routes(service: Service, cluster: str | None) -> list[Route]:
+def _routes(
+    service: Service, cluster: str | None, slow_methods: Collection[str] = ()
+) -> list[Route]:
     """Give the routes of one service: those of single methods first, then that of the others.
 
     The rest of a service is what most of its methods are: plain, safe to repeat.
@@ -269,8 +274,16 @@ def _routes(service: Service, cluster: str | None) -> list[Route]:
     if cluster is None:
         return [Route(rest, None)]
     single = [
-        Route(method.path, cluster, streaming=method.streaming, repeatable=method.repeatable)
+        Route(
+            method.path,
+            cluster,
+            streaming=method.streaming,
+            repeatable=method.repeatable,
+            slow=method.path.removeprefix("/") in slow_methods,
+        )
         for method in service.methods
-        if method.streaming or not method.repeatable
+        if method.streaming
+        or not method.repeatable
+        or method.path.removeprefix("/") in slow_methods
     ]
     return [*single, Route(rest, cluster, repeatable=True)]

@@ -62,6 +62,9 @@ class TimeoutSettings(SettingsModel):
     unary: Seconds = 10.0
     """Time from the complete request to the complete answer; then 504. Streams have no limit."""
 
+    slow: Seconds = 65.0
+    """The same for the methods of `slow_methods`, whose requests say how long they may take."""
+
     connect: Seconds = 1.0
     """Time to open a connection to an upstream."""
 
@@ -171,16 +174,17 @@ def _default_listeners() -> dict[str, ListenerSettings]:
 
 
 def _default_upstreams() -> dict[str, UpstreamSettings]:
-    def upstream(package: str, enabled: bool = True) -> UpstreamSettings:
-        return UpstreamSettings(packages=(f"marketprism.{package}.v1",), enabled=enabled)
+    def upstream(*names: str, enabled: bool = True) -> UpstreamSettings:
+        packages = tuple(f"marketprism.{name}.v1" for name in names)
+        return UpstreamSettings(packages=packages, enabled=enabled)
 
     return {
         "collector": upstream("collector"),
         "marketdata": upstream("market"),
         "broker": upstream("broker"),
-        "storage": upstream("history", enabled=False),
+        # Backups are made where the database is.
+        "storage": upstream("history", "archive"),
         "scheduler": upstream("scheduler", enabled=False),
-        "archiver": upstream("archive", enabled=False),
         "monitoring": upstream("monitoring", enabled=False),
         "registry": upstream("registry", enabled=False),
     }
@@ -228,6 +232,9 @@ class GatewaySettings(SettingsModel):
 
     templates: Path = _REPOSITORY / "envoy"
     """Directory of `envoy.yaml.j2` and what it includes."""
+
+    slow_methods: tuple[str, ...] = ("marketprism.history.v1.HistoryService/RunQuery",)
+    """Unary methods that may take `timeouts.slow`."""
 
     envelope: bool = True
     """Wrap unary REST answers in the response envelope. Off only to measure what it costs."""

@@ -224,7 +224,7 @@ def test_a_mesh_comes_up_answers_and_leaves_nothing_behind(tmp_path: Path, mode:
         told = json.loads(status.stdout)
         assert told["healthy"] is True
         assert {row["name"] for row in told["services"]} == {
-            "simulator", "broker", "collector", "marketdata", "gateway"
+            "simulator", "broker", "collector", "marketdata", "storage", "gateway"
         }  # fmt: skip
         assert {book["state"] for book in told["books"]} == {"SYNCED"}
         assert {book["exchange"] for book in told["books"]} == set(VENUES)
@@ -269,7 +269,7 @@ def test_what_is_killed_comes_back_and_the_book_is_in_step_again(tmp_path: Path)
     with mesh_of(tmp_path, "--simulated", "--free-ports") as mesh:
         mesh.wait_ready()
         address = mesh.address("all")
-        for name in ("collector", "marketdata", "broker", "gateway"):
+        for name in ("collector", "marketdata", "storage", "broker", "gateway"):
             before = mesh.child(name)
             os.kill(before["pid"], signal.SIGKILL)
             eventually(

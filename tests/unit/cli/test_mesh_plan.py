@@ -10,6 +10,7 @@ from services.cli.panel import ready_panel
 from services.cli.parts import MESH, select_services
 from services.cli.venue import VenueOptions
 from services.shared.errors import ConfigError, StartupError
+from services.storage.settings import EngineSettings
 
 PREFIX = "MARKETPRISM__SERVICES__"
 
@@ -60,10 +61,17 @@ def test_a_simulated_market_is_kept_apart_from_live_data(tmp_path: Path) -> None
     live, simulated = plan_of(tmp_path), plan_of(tmp_path, simulated=VenueOptions())
     key = "MARKETPRISM__BROKER__SERVER__STORE"
     assert key not in live.env
-    assert live.passing_store is None
-    assert simulated.passing_store is not None
-    assert simulated.env[key] == simulated.passing_store.name
-    assert simulated.passing_store.name != ServerSettings().store
+    assert live.passing_stores == ()
+    broker, database = simulated.passing_stores
+    assert simulated.env[key] == broker.name
+    assert broker.name != ServerSettings().store
+    assert simulated.env["MARKETPRISM__STORAGE__ENGINE__FOLDER"] == database.name
+    assert database.name != EngineSettings().folder
+
+
+def test_a_simulated_market_has_a_database_of_its_own_on_a_server(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, {"CLICKHOUSE_URL": "http://127.0.0.1:8123"}, simulated=VenueOptions())
+    assert plan.env["MARKETPRISM__STORAGE__ENGINE__DATABASE"] == "marketprism_simulated"
 
 
 def test_a_mistake_in_any_service_s_configuration_is_told_before_the_start(

@@ -69,6 +69,15 @@ def test_streams_have_no_time_limit_and_calls_have_the_setting() -> None:
     assert route(config, MARKET)["route"]["timeout"] == "7.000s"
 
 
+def test_a_call_that_says_how_long_it_may_take_has_a_limit_of_its_own() -> None:
+    config = rendered(GatewaySettings(timeouts=TimeoutSettings(slow=90)))
+    query = route(config, "/marketprism.history.v1.HistoryService/RunQuery")
+    assert (query["route"]["timeout"], query["route"]["idle_timeout"]) == ("90.000s", "95.000s")
+    header = query["request_headers_to_add"][0]
+    assert header["header"] == {"key": "grpc-timeout", "value": "90000m"}
+    assert header["append_action"] == "ADD_IF_ABSENT"
+
+
 def test_the_bidirectional_stream_has_no_time_limit() -> None:
     assert route(rendered(GatewaySettings()), f"{MARKET}Subscribe")["route"]["timeout"] == "0s"
 
@@ -84,11 +93,11 @@ def test_services_that_are_not_deployed_have_no_cluster() -> None:
     config = rendered(GatewaySettings())
     names = {each["name"] for each in config["static_resources"]["clusters"]}
     assert {"gateway", "collector", "marketdata", "broker"} <= names
-    assert not names & {"storage", "scheduler", "archiver"}
+    assert not names & {"scheduler", "monitoring"}
     answers = [
         each["direct_response"]["status"]
         for each in routes(config)
-        if each["match"].get("prefix") == "/marketprism.history.v1.HistoryService/"
+        if each["match"].get("prefix") == "/marketprism.scheduler.v1.SchedulerService/"
     ]
     assert answers == [501, 404], "REST is told 501, gRPC 404, which it reads as UNIMPLEMENTED"
 
@@ -96,7 +105,7 @@ def test_services_that_are_not_deployed_have_no_cluster() -> None:
 def test_a_services_own_listener_is_there_only_when_it_is_deployed() -> None:
     config = rendered(GatewaySettings())
     names = [each["name"] for each in config["static_resources"]["listeners"]]
-    assert names == ["all", "collector"]
+    assert names == ["all", "collector", "storage"]
 
 
 def test_a_services_own_listener_transcodes_that_service_only() -> None:
