@@ -217,7 +217,10 @@ def test_a_mesh_comes_up_answers_and_leaves_nothing_behind(tmp_path: Path, mode:
                 lambda url=url: (get_json(url) or {"data": {}})["data"].get("trades"),  # type: ignore[misc]
             )
             assert (trade["exchange"], trade["symbol"]) == (exchange, symbol)
-        assert get_json(f"http://{address}/health")["status"] == "healthy"
+        eventually(
+            "the gateway sees every service",
+            lambda: get_json(f"http://{address}/health")["status"] == "healthy",
+        )
 
         status = mesh.run("status", "--json", "--data-dir", str(mesh.data_dir))
         assert status.returncode == 0, status.stdout
