@@ -16,6 +16,7 @@ from services.storage.backups.errors import (
 )
 from services.storage.backups.manifest import (
     BackupManifest,
+    begun_at,
     is_backup_id,
     manifest_key,
     parse_manifest,
@@ -47,7 +48,7 @@ class Found:
     @property
     def begun(self) -> datetime:
         """When it was begun, as its id tells."""
-        return datetime.strptime(self.backup_id[:16], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+        return begun_at(self.backup_id)
 
 
 class Catalog:
@@ -69,7 +70,7 @@ class Catalog:
         if not is_backup_id(backup_id):
             raise BackupNotFound(
                 f"there is no backup {backup_id!r} in {self._target.name}: ids look like "
-                "20261124T163000Z-1a2b3c",
+                "20261124T163000123Z-1a2b3c",
                 metadata={"backup_id": backup_id},
             )
         try:

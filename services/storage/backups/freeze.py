@@ -18,7 +18,7 @@ from clickhouse_connect.driver.client import Client
 from services.shared.errors import MarketPrismError
 from services.shared.log import get_logger
 from services.storage.backups.errors import SchemaUnfit
-from services.storage.backups.manifest import is_backup_id
+from services.storage.backups.manifest import begun_at, is_backup_id
 from services.storage.backups.store import Store
 from services.storage.backups.tables import StoredTable, create_copy, drop_database, stored_tables
 
@@ -97,8 +97,8 @@ async def drop_stale(store: Store) -> None:
         backup_id = str(name).removeprefix(f"{store.database}_backup_").replace("_", "-")
         if not is_backup_id(backup_id):
             continue
-        begun = datetime.strptime(backup_id[:16], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
-        if store.engine.is_embedded or datetime.now(UTC) - begun > _STALE_AFTER:
+        old = datetime.now(UTC) - begun_at(backup_id) > _STALE_AFTER
+        if store.engine.is_embedded or old:
             await drop_database(store, str(name))
 
 

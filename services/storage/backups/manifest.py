@@ -26,6 +26,7 @@ __all__ = [
     "PartitionEntry",
     "Position",
     "TableEntry",
+    "begun_at",
     "is_backup_id",
     "key_object_key",
     "make_backup_id",
@@ -36,7 +37,7 @@ __all__ = [
 FORMAT: Final = 1
 """Version of the manifest's format that this program writes; it reads this one and older ones."""
 
-_BACKUP_ID: Final = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{6}")
+_BACKUP_ID: Final = re.compile(r"[0-9]{8}T[0-9]{9}Z-[0-9a-f]{6}")
 
 _BackupId = Annotated[str, StringConstraints(pattern=rf"^{_BACKUP_ID.pattern}$")]
 _Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -217,9 +218,14 @@ class BackupManifest(_Entry):
 
 
 def make_backup_id(now: datetime | None = None) -> str:
-    """Make the id of a new backup: the time, and a random part."""
+    """Make the id of a new backup: the time to the millisecond, and a random part."""
     now = now or datetime.now(UTC)
-    return f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+    return f"{now:%Y%m%dT%H%M%S}{now.microsecond // 1000:03d}Z-{secrets.token_hex(3)}"
+
+
+def begun_at(backup_id: str) -> datetime:
+    """Give when a backup was begun, to the second, as its id tells."""
+    return datetime.strptime(backup_id[:15], "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
 
 
 def is_backup_id(text: str) -> bool:
