@@ -60,7 +60,8 @@ class Catalog:
     def find(self) -> list[Found]:
         """Give all backups, whole or not, newest first."""
         names = [name for name in self._target.folders() if is_backup_id(name)]
-        return [self._look(name) for name in sorted(names, reverse=True)]
+        looked = (self._look(name) for name in sorted(names, reverse=True))
+        return [found for found in looked if found is not None]
 
     def manifest(self, backup_id: str) -> BackupManifest:
         """Give the manifest of one backup.
@@ -178,10 +179,13 @@ class Catalog:
             self._remove(backup_id)
         return gone
 
-    def _look(self, backup_id: str) -> Found:
+    def _look(self, backup_id: str) -> Found | None:
         try:
             return Found(backup_id, self.manifest(backup_id))
-        except (BackupIncomplete, BackupNotFound) as error:
+        except BackupNotFound:
+            # Some S3 servers list a folder for a while after its last object is gone.
+            return None
+        except BackupIncomplete as error:
             return Found(backup_id, None, error.message, interrupted=True)
         except (ManifestDamaged, ManifestNewer) as error:
             return Found(backup_id, None, error.message)
