@@ -1,5 +1,6 @@
 """The parts that answer HistoryService, each a few RPCs over the store."""
 
+from services.storage.book_history import BookHistory
 from services.storage.engine import Engine
 from services.storage.event_lists import EventLists
 from services.storage.http_cache import Answers
@@ -15,4 +16,5 @@ def make_parts(engine: Engine, settings: StorageSettings, answers: Answers) -> l
     known = KnownInstruments(engine)
     return [
         EventLists(engine, known, answers),
+        BookHistory(engine, known, answers),
     ]
