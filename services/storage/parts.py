@@ -1,6 +1,7 @@
 """The parts that answer HistoryService, each a few RPCs over the store."""
 
 from services.storage.book_history import BookHistory
+from services.storage.coverage import CoverageLists
 from services.storage.engine import Engine
 from services.storage.event_lists import EventLists
 from services.storage.http_cache import Answers
@@ -16,5 +17,6 @@ def make_parts(engine: Engine, settings: StorageSettings, answers: Answers) -> l
     known = KnownInstruments(engine)
     return [
         EventLists(engine, known, answers),
+        CoverageLists(engine, known),
         BookHistory(engine, known, answers),
     ]
