@@ -43,6 +43,7 @@ __all__ = [
     "Answers",
     "Encoded",
     "contract_version",
+    "is_rest",
     "mark_immutable",
 ]
 
@@ -194,9 +195,9 @@ async def mark_immutable(
     answer already: then send an empty one, the gateway makes a 304 of it. Only calls of REST are
     marked: nobody else reads it, and it costs a unary call a round of its own.
     """
-    metadata = {key: value for key, value in context.invocation_metadata() or ()}  # noqa: C416
-    if _REST_KEY not in metadata:
+    if not is_rest(context):
         return False
+    metadata = {key: value for key, value in context.invocation_metadata() or ()}  # noqa: C416
     digest = hashlib.blake2b(etag_source, digest_size=12).hexdigest()
     tag = f'W/"{digest}"'
     matches = _matches(str(metadata.get("if-none-match", "")), digest)
@@ -210,6 +211,11 @@ async def mark_immutable(
         )
     )
     return matches
+
+
+def is_rest(context: _Context) -> bool:
+    """Tell whether a call came as REST: then initial metadata is headers to the client."""
+    return any(key == _REST_KEY for key, _ in context.invocation_metadata() or ())
 
 
 def contract_version(schema: str = "") -> str:

@@ -4,6 +4,7 @@ from services.storage.book_history import BookHistory
 from services.storage.coverage import CoverageLists
 from services.storage.engine import Engine
 from services.storage.event_lists import EventLists
+from services.storage.export import Export
 from services.storage.http_cache import Answers
 from services.storage.known import KnownInstruments
 from services.storage.settings import StorageSettings
@@ -17,6 +18,7 @@ def make_parts(engine: Engine, settings: StorageSettings, answers: Answers) -> l
     known = KnownInstruments(engine)
     return [
         EventLists(engine, known, answers),
+        Export(engine, known),
         CoverageLists(engine, known),
         BookHistory(engine, known, answers),
     ]
