@@ -93,6 +93,8 @@ class PullConsumer:
         self._heard = 0.0
         self._first_arrival: float | None = None
         self._handed_over = 0
+        self._handed_over_count = 0
+        self._oldest_handed_over = 0
         self._acknowledged = 0
         self._acknowledged_time = 0
         self._read = 0
@@ -155,6 +157,9 @@ class PullConsumer:
         connection.publish(batch.received.last_reply.decode())
         self._acknowledged = batch.last_sequence
         self._acknowledged_time = batch.last_stored
+        self._handed_over_count -= len(batch.received)
+        if not self._handed_over_count:
+            self._oldest_handed_over = 0
         return True
 
     @property
@@ -167,9 +172,13 @@ class PullConsumer:
         """The state now."""
         connection = self._connection
         received = connection.received if connection is not None and self._session else Received()
+        unsettled = len(received) + self._handed_over_count
         return PullStatus(
             live=self._session is not None,
             acknowledged_sequence=self._acknowledged,
+            settled_sequence=self._acknowledged if unsettled else self._read,
+            unsettled=unsettled,
+            oldest_waiting=self._oldest_waiting(received),
             read_sequence=self._read,
             pending=self._pending,
             waiting=len(received),
@@ -180,6 +189,13 @@ class PullConsumer:
             lost=self._lost,
             last_error=self._last_error,
         )
+
+    def _oldest_waiting(self, received: Received) -> float:
+        if self._oldest_handed_over:
+            return self._oldest_handed_over / _NANOSECONDS
+        if received.first_reply:
+            return reply_place(received.first_reply)[2] / _NANOSECONDS
+        return 0.0
 
     # Sessions.
 
@@ -250,6 +266,7 @@ class PullConsumer:
         if begun.ack_floor != self._acknowledged:
             self._acknowledged, self._acknowledged_time = begun.ack_floor, 0
         self._handed_over = self._read = begun.ack_floor
+        self._handed_over_count = self._oldest_handed_over = 0
         self._pending = begun.pending
         self._delivered = 0
         self._pull_is_open = self._pull_single = False
@@ -372,6 +389,9 @@ class PullConsumer:
         _, _, first_stored, _ = reply_place(received.first_reply)
         sequence, _, last_stored, pending = reply_place(received.last_reply)
         self._handed_over = sequence
+        self._handed_over_count += len(received)
+        if not self._oldest_handed_over:
+            self._oldest_handed_over = first_stored
         self._ask()
         return PullBatch(session, received, pending, first_stored, last_stored)
 

@@ -126,6 +126,17 @@ class PullStatus:
     acknowledged_sequence: int
     """Everything up to this stream sequence is acknowledged."""
 
+    settled_sequence: int
+    """Up to here nothing waits to be acknowledged: like `acknowledged_sequence`, and beyond it over
+    what is not the consumer's."""
+
+    unsettled: int
+    """Messages received and not acknowledged."""
+
+    oldest_waiting: float
+    """When the stream stored the oldest message that is not acknowledged, seconds since 1970; 0
+    when none is known to be."""
+
     read_sequence: int
     """Up to here the stream was read; what is not acknowledged of it is held or being handled."""
 
