@@ -51,11 +51,15 @@ _DATA: Final = frozenset({
     349,  # CANNOT_INSERT_NULL_IN_ORDINARY_COLUMN
     395,  # FUNCTION_THROW_IF_VALUE_IS_NON_ZERO
     407,  # DECIMAL_OVERFLOW
+    436,  # PROTOBUF_BAD_CAST
     441,  # CANNOT_PARSE_DOMAIN_VALUE_FROM_STRING
     444,  # UNKNOWN_PROTOBUF_FORMAT
     469,  # VIOLATED_CONSTRAINT
     691,  # UNKNOWN_ELEMENT_OF_ENUM
 })  # fmt: skip
+
+_NO_UTF8: Final = 469
+"""A constraint of the tables (VIOLATED_CONSTRAINT)."""
 
 # Codes that mean an outage of the database also when it is asked something.
 _OUTAGES: Final = frozenset({
@@ -80,6 +84,11 @@ def classify(
     error: Exception, what: str, *, inserting: bool = False
 ) -> StoreUnavailable | StoreRefused:
     """Give the error of ours for one of the driver's; `what` tells what was being done."""
+    if inserting and _is_undecodable(error):
+        # The embedded engine quotes the row that it refuses, and that cannot be read as text.
+        return StoreRefused(
+            f"{what}: the database refuses a row that holds text other than UTF-8", _NO_UTF8
+        )
     code = int(getattr(error, "code", 0) or 0)
     text = " ".join(str(error).split())[:500]
     refused = code in _DATA if inserting else code not in _OUTAGES
@@ -90,3 +99,10 @@ def classify(
     return StoreUnavailable(
         f"{what}: the database cannot now: {text or type(error).__name__}", metadata={"code": code}
     )
+
+
+def _is_undecodable(error: BaseException | None) -> bool:
+    """Tell whether the driver could not read the text of the database's error."""
+    while error is not None and not isinstance(error, UnicodeDecodeError):
+        error = error.__cause__ or error.__context__
+    return error is not None
