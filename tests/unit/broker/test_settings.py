@@ -37,6 +37,7 @@ def test_a_book_is_one_stream_so_that_its_order_is_kept() -> None:
         ("MARKET_BEST_BID_OFFER", 600, 512 << 20, 30),
         ("MARKET_REFERENCE", 86_400, 1 << 30, 120),
         ("MARKET_INTEGRITY", 7 * 86_400, 256 << 20, 120),
+        ("DEAD_LETTER", 30 * 86_400, 256 << 20, 3600),
     ],
 )
 def test_retention_of_the_streams(name: str, max_age: int, max_bytes: int, window: int) -> None:
