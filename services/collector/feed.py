@@ -12,8 +12,10 @@ from services.collector.encoding import BestBidOfferEncoder
 from services.collector.lanes import BookLanes
 from services.collector.ledger import CAUSE_OF_REASON, Ledger
 from services.collector.losses import BrokerLosses
+from services.collector.ranges import Ranges
 from services.collector.synchroniser import BookSynchroniser, SnapshotPolicy
-from services.collector.trades import TradeTape
+from services.collector.trade_ledger import Debt, TradeLedger
+from services.collector.trades import Filled, TradeTape
 from services.collector.venues.base import (
     BookDiff,
     BookHeartbeat,
@@ -46,7 +48,8 @@ class InstrumentFeed:
     the stream, because its subscription has just begun; `revivals` counts how often a book that was
     behind was subscribed to anew. `oldest_trade` is the venue's last trade while nothing had come,
     `trades_since` when trades were first subscribed to (nanoseconds, 0 when never).
-    `refusals` says by kind why nothing comes.
+    `refusals` says by kind why nothing comes. `debts` are the missed trades that an earlier process
+    owed, `last_trade_id` and `last_trade_time` the last one that it published.
     """
 
     def __init__(
@@ -61,6 +64,8 @@ class InstrumentFeed:
         *,
         epoch_floor: int = 0,
         last_trade_id: int = 0,
+        last_trade_time: int = 0,
+        debts: Sequence[Debt] = (),
     ) -> None:
         self.spec = spec
         self.sizes = contract_size(spec)
@@ -93,6 +98,11 @@ class InstrumentFeed:
             sizes=self.sizes,
         )
         self.trades.last_id = last_trade_id
+        self.trades.last_time = self.trades.last_received = last_trade_time
+        self.debts = debts
+        for debt in debts:
+            self.trades.owed.add(debt.first, debt.last)
+        self._hole = (0, 0)
         self.last_trade_time = 0
         self.oldest_trade = 0
         self.trades_since = 0
@@ -105,6 +115,10 @@ class InstrumentFeed:
         self._publisher = publisher
         self._ledger = ledger
         self.losses = BrokerLosses(spec.exchange, spec.symbol, ledger)
+        self._trade_ledger = TradeLedger(
+            spec.exchange, spec.symbol, ledger, lambda: self.connection_id
+        )
+        self._trade_ledger.remember(debts)
         self._fetch_snapshot = fetch_snapshot
         self._fetch_trades = fetch_trades
         self._top_encoder = BestBidOfferEncoder(spec.exchange, spec.symbol)
@@ -167,19 +181,10 @@ class InstrumentFeed:
         before = tape.last_id
         tape.on_trade(trade, now)
         if tape.is_full and tape.missing is not None:
-            self.on_history(tape.missing[0], [], "too many trades came before an answer", now)
+            self.release_trades(tape.missing[0], "too many came before an answer", now)
         elif tape.renumbered != self._renumbered:
             self._renumbered = tape.renumbered
-            self._ledger.record(
-                integrity.INTEGRITY_KIND_GAP,
-                integrity.INTEGRITY_CAUSE_VENUE_MAINTENANCE,
-                f"the venue's trade ids went back from {before} to {tape.last_id} and go on there",
-                exchange=self.spec.exchange,
-                symbol=self.spec.symbol,
-                now=now,
-                event_kind=_TRADE_KIND,
-                connection_id=self.connection_id,
-            )
+            self._trade_ledger.renumbered(before, tape.last_id, now)
 
     def on_top(self, top: TopOfBook, now: int) -> None:
         """Take a best bid and offer; one that is not newer than the last is dropped."""
@@ -309,40 +314,61 @@ class InstrumentFeed:
     def on_history(
         self, first: int, trades: Sequence[TradePrint | SkippedTrade], detail: str, now: int
     ) -> None:
-        """Take what the venue's history has of the trades missing from `first` on.
+        """Take all that the venue's history has of the trades missing from `first` on.
 
         `detail` says why it is less than all. An answer about a hole that is closed is dropped.
         """
-        missing = self.trades.missing
-        if missing is None or missing[0] != first:
+        hole = self.trades.missing
+        if hole is None or hole[0] != first:
             return
-        last = missing[1]
-        found, lost, first_lost, last_lost = self.trades.fill(trades, now)
-        common = {
-            "exchange": self.spec.exchange,
-            "symbol": self.spec.symbol,
-            "now": now,
-            "event_kind": _TRADE_KIND,
-            "connection_id": self.connection_id,
-        }
-        if found:
-            self._ledger.record(
-                integrity.INTEGRITY_KIND_BACKFILLED,
-                integrity.INTEGRITY_CAUSE_VENUE_SEQUENCE,
-                f"{found} of the trades {first}..{last} were fetched from the venue's history",
-                count=found,
-                **common,  # type: ignore[arg-type]
-            )
-        if lost:
-            self._ledger.record(
-                integrity.INTEGRITY_KIND_GAP,
-                integrity.INTEGRITY_CAUSE_VENUE_SEQUENCE,
-                f"{lost} of the trades {first}..{last} are missing for good: {detail}",
-                first_missing_id=first_lost,
-                last_missing_id=last_lost,
-                count=lost,
-                **common,  # type: ignore[arg-type]
-            )
+        begin, end = self._hole
+        found, _, lost = self.trades.fill(trades, now)
+        self._trade_ledger.filled(*hole, found, now)
+        self._trade_ledger.lost(lost, hole, detail, now, begin, end)
+
+    def on_past_trades(
+        self, first: int, last: int, trades: Sequence[TradePrint | SkippedTrade], now: int
+    ) -> None:
+        """Take what a page of the venue's history has of the trades first..last.
+
+        What others wait for is kept for its place; what is owed is published now.
+        """
+        tape = self.trades
+        paid = Ranges(tape.owed.within(first, last))
+        tape.take(trades, now)
+        for run in tape.owed.within(first, last):
+            paid.discard(*run)
+        numbers = [each.trade_id for each in trades if not isinstance(each, SkippedTrade)]
+        self._trade_ledger.paid(tuple(paid), numbers, now)
+
+    def release_trades(self, first: int, why: str, now: int) -> None:
+        """Publish the trades that wait for the hole that begins with `first`: `why` tells."""
+        hole = self.trades.missing
+        if hole is None or hole[0] != first:
+            return
+        begin, end = self._hole
+
+        def tell(filled: Filled) -> None:
+            self._trade_ledger.filled(*hole, filled.found, now)
+            self._trade_ledger.owed(filled.runs, why, now, begin, end)
+
+        self.trades.release(now, tell)
+
+    def on_history_end(
+        self, first: int, last: int, detail: str, now: int, *, told: bool = False
+    ) -> None:
+        """Take note that nothing more comes of the trades first..last, and why.
+
+        `told` says that the ledger has it already what is missing.
+        """
+        missing = self.trades.missing
+        if missing is not None and missing[0] == first:
+            self.on_history(first, (), detail, now)
+            return
+        lost = self.trades.give_up(first, last)
+        if not told:
+            self._trade_ledger.lost(lost, (first, last), detail, now)
+        self._trade_ledger.forget(first, last)
 
     # The broker
 
@@ -448,6 +474,7 @@ class InstrumentFeed:
         self._publisher.publish(self._trade_subject, payload, f"{self._id}{trade_id}")
 
     def _request_history(self, first: int, last: int) -> None:
+        self._hole = (self.trades.last_received, self.last_trade_time)
         self._fetch_trades(self, first, last)
 
     def _check_top(self, top: TopOfBook, now: int) -> None:

@@ -21,6 +21,7 @@ from services.collector.leases_group import slot_of
 from services.collector.ledger import Ledger
 from services.collector.settings import ExchangeSettings
 from services.collector.synchroniser import SnapshotPolicy
+from services.collector.trade_ledger import Debt
 from services.collector.venue import Venue
 from services.collector.venues.base import (
     InstrumentSpec,
@@ -195,8 +196,10 @@ class _Venue:
 
     def _on_start(self, data: dict[str, Any], now: int) -> None:
         self.venue.roster.start(
-            _spec(data), data["epoch"], data["trade_id"], now, taken_over=data["taken_over"]
-        )
+            _spec(data), data["epoch"], data["trade_id"], now, taken_over=data["taken_over"],
+            trade_time=data.get("trade_time", 0),
+            debts=msgspec.convert(data.get("debts", []), list[Debt]),
+        )  # fmt: skip
 
     def _on_change(self, data: dict[str, Any], now: int) -> None:
         spec = _spec(data)
@@ -227,11 +230,21 @@ class _Venue:
         if (feed := self.feed(data)) is not None:
             self.venue.requests.on_no_snapshot(feed, data["seconds"], now)
 
-    def _on_history(self, data: dict[str, Any], now: int) -> None:
+    def _on_history_page(self, data: dict[str, Any], now: int) -> None:
         trades = msgspec.convert(data["trades"], list[TradePrint])
         if (feed := self.feed(data)) is not None:
-            self.venue.requests.on_history(
-                feed, data["first"], trades, data["detail"], now, skipped=data["skipped"]
+            self.venue.requests.trades.on_page(
+                feed, data["first"], data["last"], trades, data["skipped"], now
+            )
+
+    def _on_wait_over(self, data: dict[str, Any], now: int) -> None:
+        if (feed := self.feed(data)) is not None:
+            self.venue.requests.trades.on_wait_over(feed, data["first"], now)
+
+    def _on_history_end(self, data: dict[str, Any], now: int) -> None:
+        if (feed := self.feed(data)) is not None:
+            self.venue.requests.trades.on_end(
+                feed, data["first"], data["last"], data["detail"], now, told=data["told"]
             )
 
     def _on_probe(self, data: dict[str, Any], now: int) -> None:

@@ -18,7 +18,19 @@ _LONGEST_WEIGHT = 12  # digits
 
 
 class RestError(Exception):
-    """A request failed: no answer, or one that is not 200."""
+    """A request failed: no answer, or one that is not 200.
+
+    `status` is the HTTP status, 0 without an answer.
+    """
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the venue refuses the request itself, so that asking again is of no use."""
+        return 400 <= self.status < 500 and self.status not in (408, 418, 429)
 
 
 class RateLimitedError(RestError):
@@ -85,7 +97,8 @@ class RestClient:
                     )
                 if response.status != 200:
                     raise RestError(
-                        f"{request.path}: expected HTTP 200, got {response.status}: {body[:200]!r}"
+                        f"{request.path}: expected HTTP 200, got {response.status}: {body[:200]!r}",
+                        response.status,
                     )
                 if len(body) > _MAX_BODY:
                     raise RestError(f"{request.path}: the answer is larger than {_MAX_BODY} bytes")

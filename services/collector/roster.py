@@ -18,10 +18,12 @@ from services.collector.instruments import Chosen, announce, choose, compare
 from services.collector.journal import Journal
 from services.collector.ledger import Ledger
 from services.collector.pool import ConnectionPool
+from services.collector.recall import Ledgered, Recall, Recalled, last_trade
 from services.collector.rest import Priority, RestClient, RestError
 from services.collector.settings import ExchangeSettings
 from services.collector.snapshots import FeedRequests
 from services.collector.synchroniser import SnapshotPolicy
+from services.collector.trade_ledger import Debt
 from services.collector.venues.base import (
     InstrumentSpec,
     MalformedFrameError,
@@ -64,7 +66,9 @@ class Roster:
         requests: FeedRequests,
         shares: Callable[[str], bool],
         journal: Journal | None = None,
+        recall: Recall | None = None,
     ) -> None:
+        self._recall = recall
         self._journal = journal
         self.feeds: dict[str, InstrumentFeed] = {}
         self.by_symbol: dict[str, InstrumentFeed] = {}
@@ -170,10 +174,24 @@ class Roster:
         announce(self._publisher.publish, spec, now, delisted=delisted)
 
     def start(
-        self, spec: InstrumentSpec, epoch: int, trade_id: int, now: int, *, taken_over: bool
+        self,
+        spec: InstrumentSpec,
+        epoch: int,
+        trade_id: int,
+        now: int,
+        *,
+        taken_over: bool,
+        trade_time: int = 0,
+        debts: Sequence[Debt] = (),
     ) -> None:
-        """Begin to collect an instrument, beyond the epoch and trade that were reached before."""
-        self._note("start", now, spec=spec, epoch=epoch, trade_id=trade_id, taken_over=taken_over)
+        """Begin to collect an instrument, beyond the epoch and trade that were reached before.
+
+        `debts` are missed trades before that one which are still to be fetched.
+        """
+        self._note(
+            "start", now, spec=spec, epoch=epoch, trade_id=trade_id, taken_over=taken_over,
+            trade_time=trade_time, debts=list(debts),
+        )  # fmt: skip
         feed = InstrumentFeed(
             spec,
             self._adapter,
@@ -181,12 +199,15 @@ class Roster:
             self._ledger,
             self._policy,
             self._requests.snapshot,
-            self._requests.history,
+            self._requests.trades.fetch,
             epoch_floor=epoch,
             last_trade_id=trade_id,
+            last_trade_time=trade_time,
+            debts=debts,
         )
         self.feeds[spec.native_symbol] = feed
         self.by_symbol[spec.symbol] = feed
+        self._requests.trades.fetch_owed(feed)
         if taken_over:
             self._ledger.record(
                 integrity.INTEGRITY_KIND_TAKEN_OVER,
@@ -348,14 +369,18 @@ class Roster:
 
     async def _add(self, specs: Sequence[InstrumentSpec]) -> None:
         slots = asyncio.Semaphore(_FLOORS_AT_ONCE)
+        ledgered = await self._recall.ledger() if self._recall is not None and specs else {}
 
         async def make(spec: InstrumentSpec) -> None:
             async with slots:
-                epoch, trade_id = await self._floors(spec)
+                epoch, trades = await self._floors(spec, ledgered.get(spec.symbol))
             if not self._shares(spec.symbol):
                 # Lost again while the broker was asked.
                 return
-            self.start(spec, epoch, trade_id, time.time_ns(), taken_over=self.ready and epoch > 0)
+            self.start(
+                spec, epoch, trades.last_id, time.time_ns(), taken_over=self.ready and epoch > 0,
+                trade_time=trades.last_time, debts=trades.debts,
+            )  # fmt: skip
 
         async with asyncio.TaskGroup() as group:
             for spec in specs:
@@ -380,8 +405,10 @@ class Roster:
         self._pool.add(each for topic, each in wanted.items() if topic not in self._shared)
         self._shared = wanted
 
-    async def _floors(self, spec: InstrumentSpec) -> tuple[int, int]:
-        """Epoch and trade number that an earlier collector reached, 0 where there is none."""
+    async def _floors(
+        self, spec: InstrumentSpec, ledgered: Ledgered | None
+    ) -> tuple[int, Recalled]:
+        """Epoch and trades that an earlier collector reached, 0 where there is none."""
         name = f"{self._exchange}.{spec.symbol}"
         attempt = 0
         while True:
@@ -394,17 +421,16 @@ class Roster:
                 attempt += 1
                 self._log.warning("cannot read from the broker", error=str(error))
                 await asyncio.sleep(backoff(self._settings, attempt))
-        epoch = trade_id = 0
+        epoch, trades = 0, Recalled()
         try:
             if trade is not None:
-                last = events_pb2.Trade.FromString(trade.payload)
-                text = last.trade_id
-                number = int(text) if text.isdecimal() and text.isascii() else 0
-                trade_id = last.venue_sequence or number
+                trades = last_trade(events_pb2.Trade.FromString(trade.payload))
+            if self._recall is not None and ledgered is not None:
+                trades = await self._recall.trades(spec.symbol, trades, ledgered)
             if snapshot is not None:
                 epoch = pb.OrderBookSnapshot.FromString(snapshot.payload).epoch
             if status is not None:
                 epoch = max(epoch, pb.OrderBookStatus.FromString(status.payload).epoch)
         except DecodeError as error:
             self._log.error("somebody else published there", symbol=spec.symbol, error=str(error))
-        return epoch, trade_id
+        return epoch, trades

@@ -17,6 +17,7 @@ from marketprism.market.v1 import order_book_pb2 as book_pb
 from services.collector.budget import BudgetPools
 from services.collector.ledger import Ledger
 from services.collector.metrics import VenueMetrics
+from services.collector.recall import Recall
 from services.collector.recording import Recorder
 from services.collector.rest import RestClient
 from services.collector.servicer import CollectorServicer
@@ -155,6 +156,7 @@ class CollectorService(BaseService):
                     self.spawn,
                     self._recorder,
                     self._shares(exchange),
+                    Recall(self.mesh.nats.url, exchange, settings.trade_history_hours),
                 )
             )
         self.metrics.registry.register(VenueMetrics(self.venues, self._recorder))

@@ -109,6 +109,18 @@ class ExchangeSettings(SettingsModel):
     """Time without any frame on a connection after which its books are STALE; after twice that
     the connection is opened anew."""
 
+    trade_wait_seconds: Seconds = 10.0
+    """Longest time for which trades are held while those missed before them are fetched. When it
+    is over they are published, and what was missed follows as it comes, marked as backfilled."""
+
+    trade_history_pages: int = Field(default=200, ge=0, le=100_000)
+    """Requests made for one hole in the trades at the most; 0 means that none is filled. A page is
+    1,000 trades, on OKX 100."""
+
+    trade_history_hours: float = Field(default=24.0, gt=0, le=87_600)
+    """Trades made longer ago are not fetched, and what an earlier process still owed is not
+    looked for any more."""
+
     lag_seconds: Seconds = 5.0
     """Time after which a book is STALE that is behind the best bid and offer of its own venue."""
 

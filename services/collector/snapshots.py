@@ -1,15 +1,15 @@
 """What a venue is asked for by REST on behalf of its feeds: books, missed trades, a second look."""
 
 import asyncio
-import dataclasses
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from marketprism.collector.v1 import integrity_event_pb2 as integrity
 from marketprism.market.v1 import common_pb2
 from marketprism.market.v1 import order_book_pb2 as pb
 
+from services.collector.backfill import TradeBackfill
 from services.collector.connection import backoff
 from services.collector.feed import InstrumentFeed
 from services.collector.journal import Journal
@@ -19,7 +19,6 @@ from services.collector.settings import ExchangeSettings
 from services.collector.venues.base import (
     BookSnapshot,
     MalformedFrameError,
-    SkippedTrade,
     SnapshotSource,
     TradePrint,
     VenueAdapter,
@@ -28,9 +27,6 @@ from services.shared.decimals import InvalidDecimalError
 
 __all__ = ["FeedRequests"]
 
-_HISTORY_ATTEMPTS = 6
-_HISTORY_AT_ONCE = 2
-_HISTORY_TRADES = 50_000  # fetched for one hole at the most
 _PROBE_DEPTH = 5
 _TRADES_LOOKED_AT = 100
 _PROBES_AT_ONCE = 2
@@ -39,8 +35,9 @@ _PROBES_AT_ONCE = 2
 class FeedRequests:
     """Brings about snapshots and histories, single-flight for each instrument, with backoff.
 
-    Where snapshots come in the stream, `renew(feed)` begins the book's subscription anew and tells
-    whether it could. `spawn(coroutine, name)` starts a task that the service owns.
+    `trades` fetches missed trades. Where snapshots come in the stream, `renew(feed)` begins the
+    book's subscription anew and tells whether it could. `spawn(coroutine, name)` starts a task that
+    the service owns.
     """
 
     def __init__(
@@ -64,12 +61,14 @@ class FeedRequests:
         self._renew = renew
         self._from_stream = adapter.snapshot_source is SnapshotSource.STREAM
         self._slots = asyncio.Semaphore(settings.snapshots_at_once)
-        self._histories = asyncio.Semaphore(_HISTORY_AT_ONCE)
         self._probes = asyncio.Semaphore(_PROBES_AT_ONCE)
         self._fetching: dict[str, asyncio.Task[Any]] = {}
         self._probing: set[str] = set()
         self._looking: set[str] = set()
         self._others: dict[str, set[asyncio.Task[Any]]] = {}
+        self.trades = TradeBackfill(
+            adapter, settings, rest, self._start, self._note, self._see_limit
+        )
 
     def snapshot(self, feed: InstrumentFeed, reason: int) -> None:
         """Bring a snapshot about; without a connection it is asked for again when there is one."""
@@ -96,10 +95,6 @@ class FeedRequests:
             task.cancel()
         self._probing.discard(native_symbol)
         self._looking.discard(native_symbol)
-
-    def history(self, feed: InstrumentFeed, first: int, last: int) -> None:
-        """Fetch missed trades."""
-        self._start(feed, self._trades(feed, first, last), "missed trades")
 
     def probe(self, feed: InstrumentFeed, done: Callable[[bool | None], None]) -> None:
         """Compare the id of a silent book with the venue's.
@@ -161,29 +156,6 @@ class FeedRequests:
             venue_sequence=feed.book.venue_sequence,
             connection_id=feed.connection_id,
         )
-
-    def on_history(
-        self,
-        feed: InstrumentFeed,
-        first: int,
-        trades: list[TradePrint],
-        detail: str,
-        now: int,
-        *,
-        skipped: Sequence[int] = (),
-    ) -> None:
-        """Take what the venue's history has; the numbers `skipped` are no trades of the market."""
-        missing = feed.trades.missing
-        if missing is not None:
-            trades = [each for each in trades if missing[0] <= each.trade_id <= missing[1]]
-        self._note(
-            "history", feed, now, first=first, detail=detail,
-            trades=[dataclasses.asdict(each) for each in trades], skipped=list(skipped),
-        )  # fmt: skip
-        name = feed.spec.native_symbol
-        told: list[TradePrint | SkippedTrade] = [*trades]
-        told += [SkippedTrade(name, number) for number in skipped]
-        feed.on_history(first, told, detail, now)
 
     def on_probe(self, feed: InstrumentFeed, sequence: int, before: int, now: int) -> bool:
         """Take at which id the venue's book stands."""
@@ -282,50 +254,6 @@ class FeedRequests:
                     self.on_no_snapshot(feed, seconds, time.time_ns())
             feed.expects_snapshot = False
             attempt += 1
-
-    async def _trades(self, feed: InstrumentFeed, first: int, last: int) -> None:
-        name = feed.spec.native_symbol
-        received = 0
-        detail = ""
-        found: dict[int, TradePrint] = {}
-        skipped: set[int] = set()
-        begin, attempt = first, 0
-        while attempt < _HISTORY_ATTEMPTS and len(found) < _HISTORY_TRADES:
-            if attempt:
-                await asyncio.sleep(backoff(self._settings, attempt - 1))
-            request = self._adapter.trades_request(name, begin, last - begin + 1)
-            attempt += 1
-            try:
-                async with self._histories:
-                    body, received = await self._rest.get(request, priority=Priority.HISTORY)
-                trades = self._adapter.decode_trades(body, name)
-                if feed.sizes is not None:
-                    feed.sizes.levels((each.price, each.quantity) for each in trades)
-            except (RestError, MalformedFrameError, InvalidDecimalError) as error:
-                detail = str(error)
-                self._see_limit(feed, common_pb2.EVENT_KIND_TRADE, error)
-                continue
-            found |= {each.trade_id: each for each in trades if first <= each.trade_id <= last}
-            if trades and self._adapter.history_skips:
-                inside = range(max(first, trades[0].trade_id), min(last, trades[-1].trade_id) + 1)
-                skipped |= set(inside)
-            newest = trades[-1].trade_id if trades else 0
-            if newest >= last:
-                detail = f"the venue's history begins at {min(found, default=newest)}"
-                break
-            # More than one answer holds, or REST is a little behind the stream that showed the
-            # hole.
-            detail = "the venue's history does not reach so far"
-            if newest >= begin:
-                begin, attempt = newest + 1, 0
-        self.on_history(
-            feed,
-            first,
-            [found[n] for n in sorted(found)],
-            detail,
-            received or time.time_ns(),
-            skipped=sorted(skipped - found.keys()),
-        )
 
     async def _look(self, feed: InstrumentFeed, done: Callable[[bool | None], None]) -> None:
         name = feed.spec.native_symbol

@@ -20,6 +20,7 @@ from services.collector.observations import ObservationTape
 from services.collector.polling import Poller
 from services.collector.pool import ConnectionPool
 from services.collector.quiet import QuietWatch
+from services.collector.recall import Recall
 from services.collector.recording import Recorder
 from services.collector.rest import Priority, RateLimitedError, RestClient
 from services.collector.roster import Roster
@@ -68,6 +69,7 @@ class Venue:
 
     `feeds` has the instruments by native symbol, `by_symbol` by canonical symbol. `shares(symbol)`
     tells whether this collector collects an instrument; all of them when there is no other.
+    `recall` knows what an earlier collector left undone.
     `spawn(coroutine, name)` starts a task that the service owns. `run` does everything and ends
     only with its task. `told` writes what concerns all of it to the ledger, `rates` are depth
     frames a second by native symbol. Counters: `ignored` (frames of kinds that nobody asked for).
@@ -85,6 +87,7 @@ class Venue:
         spawn: Callable[[Coroutine[Any, Any, Any], str], asyncio.Task[Any]],
         recorder: Recorder | None = None,
         shares: Callable[[str], bool] = lambda _: True,
+        recall: Recall | None = None,
     ) -> None:
         journal = Journal(recorder, exchange) if recorder is not None else None
         self.exchange = exchange
@@ -108,7 +111,7 @@ class Venue:
         )
         self.roster = Roster(
             exchange, adapter, settings, rest, publisher, ledger, policy, self.pool, self.requests,
-            shares, journal,
+            shares, journal, recall,
         )  # fmt: skip
         self.feeds = self.roster.feeds
         self.by_symbol = self.roster.by_symbol

@@ -37,7 +37,7 @@ __all__ = ["BinanceSpot", "to_microseconds"]
 
 _CACHED = 400_000
 _TRADES = ("@trade", "@aggTrade")
-_AGGREGATES_KEPT = 1000
+_AGGREGATES_KEPT = 20_000
 _TIMES = re.compile(rb'"(?:E|T|t|O|C|time|serverTime)":\d{13}(?=[,}])')
 
 

@@ -64,7 +64,7 @@ __all__ = [
 
 _SECOND_US = 1_000_000
 _BEST_OF_ALL_US = 5 * _SECOND_US
-_AGGREGATES_KEPT = 1000
+_AGGREGATES_KEPT = 20_000
 _TRADES = ("@trade", "@aggTrade")
 _PATHS = ("/stream", "/ws", "/ws/{streams:.*}")
 _ROUTES = ("public", "market", "private")

@@ -25,6 +25,7 @@ from services.simulator.binance_http import (
 )
 from services.simulator.fixed import SCALE, eight_decimals
 from services.simulator.market import BookState, Candle, Ticker, UpdateIdUnavailableError
+from services.simulator.rest_trouble import past_trades
 
 if TYPE_CHECKING:
     from services.simulator.binance_futures import BinanceFuturesProtocol
@@ -134,7 +135,7 @@ class FuturesRest(BinanceHttp):
         check_names(request, ("symbol", "limit"))
         contract = self._contract(request)
         limit = _at_most(number_of(request, "limit", _DEFAULT_TRADES), _MOST_TRADES)
-        return self._told_trades(contract, limit)
+        return self._told_trades(request.path, contract, limit)
 
     async def _historical(self, request: web.Request) -> web.Response:
         check_names(request, ("symbol", "limit", "fromId"))
@@ -143,10 +144,10 @@ class FuturesRest(BinanceHttp):
         contract = self._contract(request)
         limit = _at_most(number_of(request, "limit", _DEFAULT_HISTORY), _MOST_HISTORY)
         first = number_of(request, "fromId", -1) if "fromId" in request.query else None
-        return self._told_trades(contract, limit, first)
+        return self._told_trades(request.path, contract, limit, first)
 
     def _told_trades(
-        self, contract: Contract, limit: int, first_id: int | None = None
+        self, path: str, contract: Contract, limit: int, first_id: int | None = None
     ) -> web.Response:
         symbol = contract.spec.symbol
         if first_id is None:
@@ -155,7 +156,7 @@ class FuturesRest(BinanceHttp):
             known = self.market.recent_trades(symbol, 1_000_000)
             trades = [trade for trade in known if trade.trade_id >= first_id][:limit]
         told = []
-        for trade in trades:
+        for trade in past_trades(self.venue, path, symbol, trades):
             value = contract.other_volume(trade.quantity, trade.price * trade.quantity // SCALE)
             told.append(
                 {
@@ -174,7 +175,9 @@ class FuturesRest(BinanceHttp):
         check_names(request, ("symbol", "fromId", "startTime", "endTime", "limit"))
         contract = self._contract(request)
         limit = _at_most(number_of(request, "limit", _DEFAULT_TRADES), _MOST_TRADES)
-        known = list(self._protocol.aggregates.get(contract.spec.symbol, ()))
+        symbol = contract.spec.symbol
+        kept = self._protocol.aggregates.get(symbol, ())
+        known = past_trades(self.venue, request.path, symbol, kept)
         if "fromId" in request.query:
             first = number_of(request, "fromId", 0)
             known = [trade for trade in known if trade.aggregate_id >= first][:limit]

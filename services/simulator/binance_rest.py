@@ -6,7 +6,7 @@ Follows "Public Rest API for Binance" and "Error codes for Binance" of the spot 
 import json
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
@@ -24,7 +24,8 @@ from services.simulator.binance_http import (
 )
 from services.simulator.fixed import SCALE, eight_decimals
 from services.simulator.instrument import SymbolSpec
-from services.simulator.market import AggregateTrade, BookState, Candle, Ticker
+from services.simulator.market import AggregateTrade, BookState, Candle, Ticker, Trade
+from services.simulator.rest_trouble import past_trades
 
 if TYPE_CHECKING:
     from services.simulator.server import SimulatedVenue
@@ -36,6 +37,7 @@ _DEFAULT_LEVELS = 100
 _MOST_TRADES = 1000
 _DEFAULT_TRADES = 500
 _MOST_CANDLES = 1000
+_ALL_TRADES = 1_000_000
 
 
 class BinanceRest(BinanceHttp):
@@ -56,6 +58,7 @@ class BinanceRest(BinanceHttp):
             web.get("/api/v3/exchangeInfo", self.limited(20, self._exchange_info)),
             web.get("/api/v3/depth", self.limited(_depth_weight, self._depth)),
             web.get("/api/v3/trades", self.limited(25, self._trades)),
+            web.get("/api/v3/historicalTrades", self.limited(25, self._historical)),
             web.get("/api/v3/aggTrades", self.limited(4, self._aggregate_trades)),
             web.get("/api/v3/klines", self.limited(2, self._candles)),
             web.get("/api/v3/ticker/24hr", self.limited(_ticker_weight, self._ticker)),
@@ -81,6 +84,22 @@ class BinanceRest(BinanceHttp):
         check_names(request, ("symbol", "limit"))
         symbol = self.symbol(request)
         limit = min(_limit(request, _DEFAULT_TRADES), _MOST_TRADES)
+        return self._told_trades(request, symbol, self.market.recent_trades(symbol, limit))
+
+    async def _historical(self, request: web.Request) -> web.Response:
+        check_names(request, ("symbol", "limit", "fromId"))
+        symbol = self.symbol(request)
+        limit = min(_limit(request, _DEFAULT_TRADES), _MOST_TRADES)
+        if "fromId" not in request.query:
+            return self._told_trades(request, symbol, self.market.recent_trades(symbol, limit))
+        first = number_of(request, "fromId", 0)
+        known = self.market.recent_trades(symbol, _ALL_TRADES)
+        wanted = [trade for trade in known if trade.trade_id >= first][:limit]
+        return self._told_trades(request, symbol, wanted)
+
+    def _told_trades(
+        self, request: web.Request, symbol: str, trades: Sequence[Trade]
+    ) -> web.Response:
         scale = 1 if _microseconds(request) else 1000
         return json_answer(
             [
@@ -93,7 +112,7 @@ class BinanceRest(BinanceHttp):
                     "isBuyerMaker": trade.buyer_is_maker,
                     "isBestMatch": True,
                 }
-                for trade in self.market.recent_trades(symbol, limit)
+                for trade in past_trades(self.venue, request.path, symbol, trades)
             ]
         )
 
@@ -101,7 +120,8 @@ class BinanceRest(BinanceHttp):
         check_names(request, ("symbol", "fromId", "startTime", "endTime", "limit"))
         symbol = self.symbol(request)
         limit = min(_limit(request, _DEFAULT_TRADES), _MOST_TRADES)
-        known = list(self._aggregates.get(symbol, ()))
+        kept = self._aggregates.get(symbol, ())
+        known = past_trades(self.venue, request.path, symbol, kept)
         if "fromId" in request.query:
             first = number_of(request, "fromId", 0)
             known = [trade for trade in known if trade.aggregate_id >= first][:limit]

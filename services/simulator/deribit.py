@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 __all__ = ["Deribit", "DeribitSettings"]
 
 _SLOW_MS = 1000
-_TRADES_KEPT = 2000
+_TRADES_KEPT = 20_000
 _PEERS_KEPT = 1000
 _NO_ANSWER: tuple[bytes, ...] = ()
 _VOLATILITY_INDICES = ("btc_usd", "eth_usd")

@@ -95,6 +95,8 @@ class FaultKind(enum.StrEnum):
     """REST answers `status`."""
     REST_SLOW = "rest_slow"
     """REST answers `seconds` late."""
+    REST_HOLES = "rest_trades_missing"
+    """REST's past trades leave out every trade whose number `ids` divides (Binance, OKX)."""
 
 
 _ON_FRAMES = frozenset(
@@ -115,6 +117,7 @@ _ON_REST = frozenset(
         FaultKind.REST_BAN,
         FaultKind.REST_ERROR,
         FaultKind.REST_SLOW,
+        FaultKind.REST_HOLES,
     }
 )
 _STREAMED = frozenset({"symbol", "stream", "connection"})
@@ -139,6 +142,7 @@ _OPTIONS: dict[FaultKind, frozenset[str]] = {
     FaultKind.REST_BAN: frozenset({"symbol", "path", "retry_after"}),
     FaultKind.REST_ERROR: frozenset({"symbol", "path", "status"}),
     FaultKind.REST_SLOW: frozenset({"symbol", "path", "seconds"}),
+    FaultKind.REST_HOLES: frozenset({"symbol", "path", "ids"}),
 }
 _ALWAYS = frozenset({"kind", "count", "probability", "skip"})
 
@@ -177,7 +181,7 @@ class FaultSpec(BaseModel):
     notice: Annotated[float, Field(ge=0, le=86_400)] = 0.0
     """Seconds between the notice of a maintenance and its begin."""
     ids: Annotated[int, Field(ge=1, le=1_000_000)] = 7
-    """Ids that a gap leaves out."""
+    """Ids that a gap leaves out; or every how many trades one is missing."""
     code: Annotated[int, Field(ge=1000, le=4999)] = 1001
     """WebSocket close code of a cut."""
     abort: bool = False

@@ -20,7 +20,7 @@ from services.simulator.okx_frames import OkxFrames, dumps, instrument
 from services.simulator.okx_listing import INSTRUMENT_TYPES, instrument_type
 from services.simulator.okx_settings import OkxSettings
 from services.simulator.reference import LongShortKind
-from services.simulator.rest_trouble import RestTrouble, TroubleKind
+from services.simulator.rest_trouble import RestTrouble, TroubleKind, past_trades
 
 if TYPE_CHECKING:
     from services.simulator.server import SimulatedVenue
@@ -189,7 +189,8 @@ class OkxRest:
 
     async def _trades(self, request: web.Request) -> object:
         symbol = self._spec(request).symbol
-        trades = self._market.recent_trades(symbol, _integer(request, "limit", 100, 500))
+        latest = self._market.recent_trades(symbol, _integer(request, "limit", 100, 500))
+        trades = past_trades(self._venue, request.path, symbol, latest)
         return [self._frames.trade_row(trade) for trade in reversed(trades)]
 
     async def _past_trades(self, request: web.Request) -> object:
@@ -201,7 +202,8 @@ class OkxRest:
         before = request.query.get("before") or "0"
         if not (after.isdecimal() and before.isdecimal()):
             raise _Refused("51000", "Parameter after error")
-        kept = self._market.recent_trades(symbol, _ALL_TRADES)
+        all_kept = self._market.recent_trades(symbol, _ALL_TRADES)
+        kept = past_trades(self._venue, request.path, symbol, all_kept)
         told = [trade for trade in kept if int(before) < trade.trade_id < int(after)]
         limit = _integer(request, "limit", 100, 100)
         return [self._frames.trade_row(trade) for trade in reversed(told[-limit:])]

@@ -3,15 +3,19 @@
 import asyncio
 import enum
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from services.simulator.faults import FaultKind
+from services.simulator.market import AggregateTrade, Trade
 
 if TYPE_CHECKING:
     from services.simulator.server import SimulatedVenue
 
-__all__ = ["RestTrouble", "TroubleKind", "rest_trouble"]
+__all__ = ["RestTrouble", "TroubleKind", "past_trades", "rest_trouble"]
+
+_Past = TypeVar("_Past", Trade, AggregateTrade)
 
 
 class TroubleKind(enum.StrEnum):
@@ -55,3 +59,20 @@ async def rest_trouble(
     if error := faults.first(FaultKind.REST_ERROR, symbol=symbol, path=path):
         return RestTrouble(TroubleKind.ERROR, error.spec.status, 0)
     return None
+
+
+def past_trades(
+    venue: "SimulatedVenue", path: str, symbol: str, trades: Iterable[_Past]
+) -> list[_Past]:
+    """Give what a request for past trades is told: all of them, or those that a fault leaves."""
+    fault = venue.faults.first(FaultKind.REST_HOLES, symbol=symbol, path=path)
+    if fault is None:
+        return list(trades)
+    every = fault.spec.ids
+    return [trade for trade in trades if not _holds_multiple(trade, every)]
+
+
+def _holds_multiple(trade: Trade | AggregateTrade, every: int) -> bool:
+    if isinstance(trade, Trade):
+        return trade.trade_id % every == 0
+    return trade.last_trade_id // every > (trade.first_trade_id - 1) // every

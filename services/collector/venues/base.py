@@ -161,12 +161,14 @@ class TradePrint:
 
 @dataclass(frozen=True, slots=True)
 class SkippedTrade:
-    """A number of the trades' sequence that is no trade of the market (Binance `X` of ADL, NA)."""
+    """Numbers of the trades' sequence that are no trades of the market (Binance `X` of ADL, NA)."""
 
     native_symbol: str
     """The venue's name of the instrument."""
     trade_id: int
-    """The number used up."""
+    """The number used up; the last one where there are several."""
+    count: int = 1
+    """How many numbers in a row it stands for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -491,6 +493,10 @@ class VenueAdapter(Protocol):
         """Whether the history of trades leaves out numbers that are no trades of the market."""
 
     @property
+    def history_page(self) -> int:
+        """Numbers that `older_trades_request` may ask for at once; at least 1."""
+
+    @property
     def default_rest_url(self) -> str:
         """Base of the live venue's REST interface."""
 
@@ -552,7 +558,33 @@ class VenueAdapter(Protocol):
         """Request of past trades that begins at `first_id` or includes it where it can."""
 
     def decode_trades(self, body: bytes, native_symbol: str) -> list[TradePrint]:
-        """Decode the answer to `trades_request`, oldest first. Raises MalformedFrameError."""
+        """Decode the answer to `trades_request` or `older_trades_request`, oldest first.
+
+        Raises MalformedFrameError.
+        """
+
+    def older_trades_request(
+        self, native_symbol: str, first_id: int, last_id: int
+    ) -> RestRequest | None:
+        """Request of exactly these past trades, `history_page` numbers at the most.
+
+        None where the venue's history cannot be asked by number.
+        """
+
+    def later_trades_request(
+        self, native_symbol: str, since: int, after: TradePrint | None
+    ) -> RestRequest | None:
+        """Request of the past trades made at `since` (nanoseconds) or later, oldest first.
+
+        `after` is the last one of the page before, None for the first page. None where the venue's
+        history cannot be asked by time, or need not be because it can be by number.
+        """
+
+    def decode_later_trades(self, body: bytes, native_symbol: str) -> list[TradePrint]:
+        """Decode the answer to `later_trades_request`, oldest first; trades may stand for several.
+
+        Raises MalformedFrameError.
+        """
 
     def polls(self, specs: Sequence[InstrumentSpec], selection: Selection) -> list[Poll]:
         """Give what has to be asked for by REST to have what is selected of these instruments."""

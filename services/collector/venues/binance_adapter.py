@@ -24,6 +24,7 @@ from services.collector.venues.binance_common import (
     DECODE_ERRORS,
     INTERVALS,
     Snapshot,
+    decode_aggregates,
     decode_answer,
     decode_depth,
     decode_trades,
@@ -59,6 +60,7 @@ class BinanceAdapter:
     ordered_ids = True
     closes_candles = True
     history_skips = False
+    history_page = 1000
 
     def __init__(self, exchange: str, own: int = 0) -> None:
         self.exchange = exchange
@@ -216,6 +218,16 @@ class BinanceAdapter:
     def decode_trades(self, body: bytes, native_symbol: str) -> list[TradePrint]:
         """Decode past trades, oldest first."""
         return decode_trades(self.exchange, body, native_symbol)
+
+    def later_trades_request(
+        self, native_symbol: str, since: int, after: TradePrint | None
+    ) -> RestRequest | None:
+        """None: spot is asked by number."""
+        return None
+
+    def decode_later_trades(self, body: bytes, native_symbol: str) -> list[TradePrint]:
+        """Decode aggregate trades, oldest first."""
+        return decode_aggregates(self.exchange, body, native_symbol)
 
     def rest_refusal(self, status: int, body: bytes) -> float | None:
         """Tell of 429, 418 and error -1003; the time to wait is in the header `Retry-After`."""

@@ -29,6 +29,7 @@ __all__ = [
     "Snapshot",
     "Steps",
     "Time",
+    "decode_aggregates",
     "decode_answer",
     "decode_depth",
     "decode_trades",
@@ -98,8 +99,23 @@ class _RestTrade(msgspec.Struct, gc=False, frozen=True, rename="camel"):
     is_buyer_maker: bool
 
 
+class _RestAggregate(msgspec.Struct, gc=False, frozen=True):
+    a: Id
+    p: str
+    q: str
+    f: Id
+    l: Id  # noqa: E741 - as the venue spells it
+    T: Time
+    m: bool
+
+    def __post_init__(self) -> None:
+        if self.l < self.f:
+            raise ValueError(f"expected f <= l, got {self.f} and {self.l}")
+
+
 _decode_snapshot = msgspec.json.Decoder(Snapshot).decode
 _decode_trades = msgspec.json.Decoder(list[_RestTrade]).decode
+_decode_aggregates = msgspec.json.Decoder(list[_RestAggregate]).decode
 _decode_any = msgspec.json.Decoder().decode
 
 
@@ -209,6 +225,31 @@ def decode_trades(exchange: str, body: bytes, native_symbol: str) -> list[TradeP
     except DECODE_ERRORS as error:
         raise MalformedFrameError(
             f"{exchange}: trades: {error} in {body[:160]!r}", native_symbol
+        ) from error
+
+
+def decode_aggregates(exchange: str, body: bytes, native_symbol: str) -> list[TradePrint]:
+    """Decode past aggregate trades, oldest first. Raises MalformedFrameError.
+
+    Each is named by its own id and numbered by the last of the trades that it stands for.
+    """
+    try:
+        return [
+            TradePrint(
+                native_symbol,
+                trade.l,
+                nanoseconds(trade.T),
+                canonical_decimal(trade.p),
+                canonical_decimal(trade.q),
+                trade.m,
+                trade_count=trade.l - trade.f + 1,
+                venue_id=str(trade.a),
+            )
+            for trade in sorted(_decode_aggregates(body), key=lambda trade: trade.l)
+        ]
+    except DECODE_ERRORS as error:
+        raise MalformedFrameError(
+            f"{exchange}: aggTrades: {error} in {body[:160]!r}", native_symbol
         ) from error
 
 

@@ -24,6 +24,7 @@ from services.collector.venues.base import (
     RestRequest,
     Selection,
     Subscription,
+    TradePrint,
     VenueMessage,
 )
 from services.collector.venues.binance_adapter import KLINE_CHANNELS, BinanceAdapter
@@ -94,6 +95,7 @@ _QUIET_CANDLE = 300.0
 _QUIET_EVERY_SECOND = 15.0
 _DEPTH_LIMITS = ((50, 2), (100, 5), (500, 10), (1000, 20))
 _TRADES_WEIGHT = 5
+_AGGREGATES_WEIGHT = 20
 _USUAL_FUNDING_HOURS = 8
 # Requests for open interest in a minute, and for ratios in five, at the most. The venue allows
 # 1000 requests for its statistics in five minutes, beside the weight.
@@ -304,6 +306,30 @@ class BinanceFutures(BinanceAdapter):
             f"{self._market.prefix}/trades",
             _TRADES_WEIGHT,
             {"symbol": native_symbol, "limit": "1000"},
+        )
+
+    def older_trades_request(
+        self, native_symbol: str, first_id: int, last_id: int
+    ) -> RestRequest | None:
+        """None: historicalTrades wants an API key; see `later_trades_request`."""
+        return None
+
+    def later_trades_request(
+        self, native_symbol: str, since: int, after: TradePrint | None
+    ) -> RestRequest | None:
+        """GET aggTrades: by time, then by the ids of the aggregates, which are not those of trades.
+
+        An aggregate is what one order took at one price.
+        """
+        where = (
+            {"startTime": str(since // 1_000_000)}
+            if after is None
+            else {"fromId": str(int(after.venue_id) + 1)}
+        )
+        return RestRequest(
+            f"{self._market.prefix}/aggTrades",
+            _AGGREGATES_WEIGHT,
+            {"symbol": native_symbol, **where, "limit": "1000"},
         )
 
     def polls(self, specs: Sequence[InstrumentSpec], selection: Selection) -> list[Poll]:

@@ -286,9 +286,23 @@ class BinanceSpot(BinanceAdapter):
         )
 
     def trades_request(self, native_symbol: str, first_id: int, count: int) -> RestRequest:
-        """GET /api/v3/trades: the latest 1000; older ones need an API key and are not asked for."""
+        """GET /api/v3/trades: the latest 1000, which reach back past a hole that is fresh."""
         return RestRequest(
             "/api/v3/trades", self._site.trades_weight, {"symbol": native_symbol, "limit": "1000"}
+        )
+
+    def older_trades_request(
+        self, native_symbol: str, first_id: int, last_id: int
+    ) -> RestRequest | None:
+        """GET /api/v3/historicalTrades from an id on; binance.us wants an API key and refuses."""
+        return RestRequest(
+            "/api/v3/historicalTrades",
+            self._site.trades_weight,
+            {
+                "symbol": native_symbol,
+                "fromId": str(first_id),
+                "limit": str(min(last_id - first_id + 1, self.history_page)),
+            },
         )
 
     def polls(self, specs: Sequence[InstrumentSpec], selection: Selection) -> list[Poll]:

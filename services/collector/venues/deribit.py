@@ -95,6 +95,7 @@ class Deribit:
     ordered_ids = False
     closes_candles = False
     history_skips = False
+    history_page = deribit_rest.MOST_TRADES
     kinds = frozenset(
         {
             common_pb2.EVENT_KIND_TRADE,
@@ -275,6 +276,22 @@ class Deribit:
     def trades_request(self, native_symbol: str, first_id: int, count: int) -> RestRequest:
         """GET public/get_last_trades_by_instrument from a `trade_seq` on, at most 1000."""
         return deribit_rest.trades_request(native_symbol, first_id, count)
+
+    def older_trades_request(
+        self, native_symbol: str, first_id: int, last_id: int
+    ) -> RestRequest | None:
+        """GET public/get_last_trades_by_instrument, by `trade_seq`; the venue keeps a day of it."""
+        return deribit_rest.trades_request(native_symbol, first_id, last_id - first_id + 1)
+
+    def later_trades_request(
+        self, native_symbol: str, since: int, after: TradePrint | None
+    ) -> RestRequest | None:
+        """None: it is asked by number."""
+        return None
+
+    def decode_later_trades(self, body: bytes, native_symbol: str) -> list[TradePrint]:
+        """Decode as any past trades: nothing is asked by time."""
+        return self.decode_trades(body, native_symbol)
 
     def decode_trades(self, body: bytes, native_symbol: str) -> list[TradePrint]:
         """Decode past trades, oldest first."""

@@ -22,6 +22,7 @@ from services.collector.venues.deribit_numbers import NULL, optional_number
 from services.shared.decimals import InvalidDecimalError
 
 __all__ = [
+    "MOST_TRADES",
     "RETRY_CODES",
     "decode_instruments",
     "decode_order_book",
@@ -39,7 +40,8 @@ settlement or maintenance under way."""
 _PREFIX = "/api/v2/public"
 _LIST_WEIGHT = 10
 _DEPTHS = (1, 5, 10, 20, 50, 100, 1000, 10_000)
-_MOST_TRADES = 1000
+MOST_TRADES = 1000
+"""Trades that an answer holds at the most."""
 _RIGHTS = {"call": pb.OPTION_RIGHT_CALL, "put": pb.OPTION_RIGHT_PUT}
 
 
@@ -205,7 +207,7 @@ def trades_request(native_symbol: str, first_id: int, count: int) -> RestRequest
 
     From 0 on means the latest ones.
     """
-    count = max(1, min(count, _MOST_TRADES))
+    count = max(1, min(count, MOST_TRADES))
     query = {"instrument_name": native_symbol, "count": str(count), "sorting": "desc"}
     if first_id > 0:
         query |= {

@@ -84,6 +84,7 @@ class Okx:
     ordered_ids = False
     closes_candles = True
     history_skips = False
+    history_page = okx_rest.PAST_TRADES
     kinds = _KINDS
     default_rest_url = "https://www.okx.com"
     default_ws_url = "wss://ws.okx.com:8443"
@@ -206,6 +207,22 @@ class Okx:
     def decode_trades(self, body: bytes, native_symbol: str) -> list[TradePrint]:
         """Decode past trades, oldest first."""
         return okx_rest.decode_trades(body, native_symbol, self.exchange)
+
+    def older_trades_request(
+        self, native_symbol: str, first_id: int, last_id: int
+    ) -> RestRequest | None:
+        """GET /api/v5/market/history-trades, by trade id."""
+        return okx_rest.older_trades_request(native_symbol, first_id, last_id)
+
+    def later_trades_request(
+        self, native_symbol: str, since: int, after: TradePrint | None
+    ) -> RestRequest | None:
+        """None: it is asked by number."""
+        return None
+
+    def decode_later_trades(self, body: bytes, native_symbol: str) -> list[TradePrint]:
+        """Decode as any past trades: nothing is asked by time."""
+        return self.decode_trades(body, native_symbol)
 
     def polls(self, specs: Sequence[InstrumentSpec], selection: Selection) -> list[Poll]:
         """Long/short ratios of swaps and futures, and the open interest of options."""

@@ -30,12 +30,14 @@ from services.shared.decimals import canonical_decimal
 __all__ = [
     "INSTRUMENTS_PATH",
     "OPTION_FAMILIES",
+    "PAST_TRADES",
     "POOL",
     "decode_instruments",
     "decode_poll",
     "decode_snapshot",
     "decode_trades",
     "instrument_requests",
+    "older_trades_request",
     "polls",
     "rest_refusal",
     "snapshot_request",
@@ -48,6 +50,9 @@ INSTRUMENTS_PATH = "/api/v5/public/instruments"
 POOL = RestPool("okx", limit=16, window_seconds=2.0)
 """OKX limits each endpoint by itself. The narrowest of those that are used takes 20 requests in
 2 s from one address; long/short ratios 5 in 2 s of each instrument, which a poll never reaches."""
+
+PAST_TRADES = 100
+"""Trades that a page of /api/v5/market/history-trades holds."""
 
 _T = TypeVar("_T")
 _OPTION = instrument_pb2.INSTRUMENT_KIND_OPTION
@@ -151,6 +156,17 @@ def trades_request(native_symbol: str, first_id: int, count: int) -> RestRequest
     """
     limit = str(min(max(1, count) + _TRADES_SINCE, _MOST_TRADES))
     return RestRequest("/api/v5/market/trades", 1, {"instId": native_symbol, "limit": limit})
+
+
+def older_trades_request(native_symbol: str, first_id: int, last_id: int) -> RestRequest:
+    """GET /api/v5/market/history-trades, by trade id: a page of 100, three months back."""
+    query = {
+        "instId": native_symbol,
+        "type": "1",
+        "after": str(last_id + 1),
+        "limit": str(min(last_id - first_id + 1, PAST_TRADES)),
+    }
+    return RestRequest("/api/v5/market/history-trades", 1, query)
 
 
 def decode_trades(body: bytes, native_symbol: str, exchange: str) -> list[TradePrint]:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Callable, Coroutine
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from services.collector.rest import RateLimitedError, RestError
 from services.collector.settings import ExchangeSettings
 from services.collector.snapshots import FeedRequests
 from services.collector.synchroniser import SnapshotPolicy
+from services.collector.trade_ledger import Debt
 from services.collector.venues.base import (
     BookSnapshot,
     InstrumentSpec,
@@ -58,7 +60,13 @@ def trades(*numbers: int) -> bytes:
 class Bench:
     """One feed and its requests, to a venue that answers what the test says, when it says so."""
 
-    def __init__(self, adapter: VenueAdapter, last_trade_id: int = 0) -> None:
+    def __init__(
+        self,
+        adapter: VenueAdapter,
+        last_trade_id: int = 0,
+        debts: tuple[Debt, ...] = (),
+        **settings_of_venue: Any,
+    ) -> None:
         self.out = Outbox()
         self.tasks: list[asyncio.Task[Any]] = []
         self.asked: list[RestRequest] = []
@@ -66,7 +74,12 @@ class Bench:
         self.free = asyncio.Event()
         self.free.set()
         self.renewals = 0
-        settings = ExchangeSettings(symbols=("*",), acknowledge_seconds=0.05, lag_seconds=0.01)
+        settings = ExchangeSettings(
+            symbols=("*",),
+            acknowledge_seconds=0.05,
+            lag_seconds=0.01,
+            **{"trade_history_hours": 87_600, **settings_of_venue},
+        )
         counter = Counter("events", "Entries.", ["exchange", "kind"], registry=CollectorRegistry())
         ledger = Ledger("col-1", self.out.publish, counter)
         self.requests = FeedRequests(
@@ -80,8 +93,9 @@ class Bench:
             ledger,
             SnapshotPolicy(),
             self.requests.snapshot,
-            self.requests.history,
+            self.requests.trades.fetch,
             last_trade_id=last_trade_id,
+            debts=debts,
         )
 
     def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
@@ -129,9 +143,16 @@ class Bench:
         return [int(events_pb2.Trade.FromString(each).trade_id) for each in self.out.of("trade")]
 
     @property
+    def entries(self) -> list[integrity.IntegrityEvent]:
+        return [integrity.IntegrityEvent.FromString(each) for each in self.out.of("integrity")]
+
+    @property
     def kinds(self) -> list[str]:
-        entries = [integrity.IntegrityEvent.FromString(each) for each in self.out.of("integrity")]
-        return [integrity.IntegrityKind.Name(each.kind)[15:] for each in entries]
+        return [integrity.IntegrityKind.Name(each.kind)[15:] for each in self.entries]
+
+    @property
+    def gaps(self) -> list[integrity.IntegrityEvent]:
+        return [each for each in self.entries if each.kind == integrity.INTEGRITY_KIND_GAP]
 
 
 @pytest.fixture(autouse=True)
@@ -144,6 +165,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return 0.0
 
     monkeypatch.setattr("services.collector.snapshots.backoff", backoff)
+    monkeypatch.setattr("services.collector.backfill.backoff", backoff)
     return found
 
 
@@ -351,23 +373,167 @@ async def test_a_probe_that_ended_before_it_began_may_be_made_again() -> None:
 # Missed trades
 
 
-async def test_a_hole_larger_than_an_answer_is_filled_page_by_page(
-    waits: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    begins: list[int] = []
+class Past:
+    """The history of Binance spot: the newest two trades by themselves, the others by number."""
 
-    def request(native_symbol: str, first_id: int, count: int) -> RestRequest:
-        begins.append(first_id)
-        return RestRequest("/trades", 1)
+    def __init__(self, *numbers: int) -> None:
+        self.numbers = numbers
+        self.asked: list[tuple[int, int] | None] = []
+        self.refused: Exception | None = None
 
+    def __call__(self, request: RestRequest) -> bytes | Exception:
+        if request.path == "/api/v3/trades":
+            self.asked.append(None)
+            return trades(*self.numbers[-2:])
+        first, limit = int(request.query["fromId"]), int(request.query["limit"])
+        self.asked.append((first, limit))
+        if self.refused is not None:
+            return self.refused
+        return trades(*[number for number in self.numbers if number >= first][:limit])
+
+
+@pytest.fixture
+def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer holds four trades."""
+    monkeypatch.setattr(BinanceSpot, "history_page", 4)
+
+
+@pytest.mark.usefixtures("small_pages")
+async def test_a_hole_larger_than_an_answer_is_filled_page_by_page(waits: list[int]) -> None:
     async with bench(last_trade_id=10) as made:
-        monkeypatch.setattr(made.adapter, "trades_request", request)
-        made.answer = lambda request: trades(*range(begins[-1], begins[-1] + 4))
+        made.answer = past = Past(*range(1, 22))
         made.live(20)
         await until(lambda: made.feed.trades.missing is None, "the hole is closed")
-        assert begins == [11, 15, 19]
+        assert past.asked == [None, (16, 4), (12, 4), (11, 1)]
         assert made.told == list(range(11, 21))
         assert (made.feed.trades.missed, waits) == (0, [])
+        assert made.kinds == ["BACKFILLED"]
+
+
+@pytest.mark.usefixtures("small_pages")
+async def test_a_history_that_begins_within_the_hole_leaves_the_rest_in_the_ledger() -> None:
+    async with bench(last_trade_id=10) as made:
+        made.answer = Past(*range(14, 21))
+        made.live(20)
+        await until(lambda: made.feed.trades.missing is None, "the hole is closed")
+        assert made.told == list(range(14, 21))
+        (gap,) = made.gaps
+        assert (gap.first_missing_id, gap.last_missing_id, gap.count) == (11, 13, 3)
+        assert "begins at 14" in gap.detail
+
+
+@pytest.mark.usefixtures("small_pages")
+async def test_a_history_with_holes_of_its_own_names_each_in_the_ledger() -> None:
+    async with bench(last_trade_id=10) as made:
+        made.answer = Past(11, 12, 14, 15, 16, 18, 19, 20)
+        made.live(20)
+        await until(lambda: made.feed.trades.missing is None, "the hole is closed")
+        assert made.told == [11, 12, 14, 15, 16, 18, 19, 20]
+        assert [(gap.first_missing_id, gap.last_missing_id) for gap in made.gaps] == [
+            (13, 13),
+            (17, 17),
+        ]
+
+
+@pytest.mark.usefixtures("small_pages")
+async def test_no_more_pages_are_asked_for_than_allowed() -> None:
+    async with bench(last_trade_id=10, trade_history_pages=2) as made:
+        made.answer = past = Past(*range(1, 22))
+        made.live(20)
+        await until(lambda: made.feed.trades.missing is None, "the hole is closed")
+        assert len(past.asked) == 2
+        assert made.told == list(range(16, 21)), "the newest ones"
+        assert "more than 2 requests" in made.gaps[0].detail
+
+
+@pytest.mark.usefixtures("small_pages")
+async def test_trades_older_than_wanted_are_not_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trade n was made n ms after T0."""
+    now = T0 + 24 * 3600 * 10**9 + 15 * 10**6
+    monkeypatch.setattr("services.collector.backfill.time", SimpleNamespace(time_ns=lambda: now))
+    async with bench(last_trade_id=10, trade_history_hours=24) as made:
+        made.answer = past = Past(*range(1, 22))
+        made.live(20)
+        await until(lambda: made.feed.trades.missing is None, "the hole is closed")
+        assert made.told == list(range(15, 21))
+        assert past.asked == [None, (16, 4), (12, 4)]
+        (gap,) = made.gaps
+        assert (gap.first_missing_id, gap.last_missing_id) == (11, 14)
+        assert "older" in gap.detail
+
+
+@pytest.mark.usefixtures("small_pages")
+async def test_a_history_that_refuses_is_not_asked_again(waits: list[int]) -> None:
+    async with bench(last_trade_id=10) as made:
+        made.answer = past = Past(*range(1, 22))
+        past.refused = RestError("HTTP 401: an API key, please", 401)
+        made.live(20)
+        await until(lambda: made.feed.trades.missing is None, "the hole is closed")
+        assert (len(past.asked), waits) == (2, [])
+        assert made.told == [20]
+        (gap,) = made.gaps
+        assert (gap.first_missing_id, gap.last_missing_id) == (11, 19)
+        assert "API key" in gap.detail
+
+
+@pytest.mark.usefixtures("small_pages")
+async def test_trades_are_held_no_longer_than_is_worth_it() -> None:
+    """What comes after the wait is published behind the newer ones, each once."""
+    async with bench(last_trade_id=10, trade_wait_seconds=0.05) as made:
+        made.answer = past = Past(*range(1, 22))
+        made.free.clear()
+        made.live(20, 21)
+        await until(lambda: made.told == [20, 21], "trades go on without those missed")
+        (gap,) = made.gaps
+        assert (gap.first_missing_id, gap.last_missing_id, gap.count) == (11, 19, 9)
+        made.live(15)
+        assert made.told == [20, 21, 15], "one that was only late"
+        made.live(22, 15, 20)
+        made.free.set()
+        await made.idle()
+        assert sorted(made.told) == list(range(11, 23))
+        assert made.told[4:] == [16, 17, 18, 19, 12, 13, 14, 11]
+        assert past.asked[0] is None
+        paid = [each for each in made.entries if each.kind == integrity.INTEGRITY_KIND_BACKFILLED]
+        assert [(each.first_missing_id, each.last_missing_id, each.count) for each in paid] == [
+            (16, 19, 4),
+            (12, 14, 3),
+            (11, 11, 1),
+        ]
+        assert {each.previous_event_id for each in paid} == {gap.event_id}
+        assert (made.feed.trades.missed, bool(made.feed.trades.owed)) == (0, False)
+        assert made.gaps == [gap], "nothing stays missing"
+
+
+@pytest.mark.usefixtures("small_pages")
+async def test_what_is_owed_and_cannot_be_fetched_is_told_again_for_good() -> None:
+    async with bench(last_trade_id=10, trade_wait_seconds=0.05) as made:
+        made.answer = Past(*range(14, 22))
+        made.free.clear()
+        made.live(20)
+        await until(lambda: made.told == [20], "trades go on without those missed")
+        made.free.set()
+        await made.idle()
+        assert sorted(made.told) == list(range(14, 21))
+        first, again = made.gaps
+        assert (again.first_missing_id, again.last_missing_id, again.count) == (11, 13, 3)
+        assert again.previous_event_id == first.event_id
+        made.live(12)
+        assert 12 not in made.told, "it was given up"
+
+
+@pytest.mark.usefixtures("small_pages")
+async def test_what_an_earlier_process_owed_is_fetched_behind_what_is_new() -> None:
+    debts = (Debt(3, 4, T0, "old-1"), Debt(6, 9, T0, "old-2"))
+    async with bench(last_trade_id=10, debts=debts) as made:
+        made.answer = past = Past(*range(4, 12))
+        made.requests.trades.fetch_owed(made.feed)
+        made.live(11)
+        await made.idle()
+        assert past.asked == [(6, 4), (3, 2), (3, 1)], "the newest first, and only by number"
+        assert made.told == [11, 6, 7, 8, 9, 4]
+        assert [each.previous_event_id for each in made.entries] == ["old-2", "old-1"]
+        assert made.gaps == [], "the ledger has it already that 3 is missing"
 
 
 async def test_history_of_an_instrument_that_was_given_up_is_not_told() -> None:

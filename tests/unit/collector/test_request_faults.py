@@ -28,7 +28,8 @@ class Bench:
     ) -> None:
         self.failures = list(failures)
         self.events: list[integrity.IntegrityEvent] = []
-        self.histories: list[tuple[int, list[Any], str]] = []
+        self.pages: list[list[Any]] = []
+        self.ends: list[str] = []
         self.tasks: list[asyncio.Task[Any]] = []
         self.renewals = 0
         counter = Counter("events", "Entries.", ["exchange", "kind"], registry=CollectorRegistry())
@@ -38,12 +39,17 @@ class Bench:
             trades_request=lambda *_: request,
             decode_trades=lambda *_: [TradePrint("X", 7, 1, "1", "1", False)],
             history_skips=False,
+            history_page=1000,
+            older_trades_request=lambda *_: None,
+            later_trades_request=lambda *_: None,
             snapshot_request=lambda *_: request,
         )
         self.feed = SimpleNamespace(
             spec=SimpleNamespace(native_symbol="X", symbol="X-USD"),
             sizes=None,
-            trades=SimpleNamespace(missing=None, last_id=3),
+            trades=SimpleNamespace(
+                missing=None, last_id=3, last_time=0, wants=lambda first, last: True
+            ),
             oldest_trade=0,
             book=SimpleNamespace(in_step=False, epoch=5, sequence=6, venue_sequence=7),
             lanes=SimpleNamespace(names=["c"]),
@@ -51,9 +57,8 @@ class Bench:
             expects_snapshot=True,
             connection_id="c",
             next_attempt=lambda now: 0,
-            on_history=lambda first, trades, detail, now: self.histories.append(
-                (first, trades, detail)
-            ),
+            on_past_trades=lambda first, last, trades, now: self.pages.append(trades),
+            on_history_end=lambda first, last, detail, now, told: self.ends.append(detail),
         )
         self.requests: Any = FeedRequests(
             "venue",
@@ -101,15 +106,15 @@ _TOLD = (
 
 async def test_a_history_refused_for_its_rate_is_told_and_asked_for_again() -> None:
     bench = Bench(_LIMITED)
-    bench.requests.history(bench.feed, 4, 7)
-    await until(lambda: bench.histories, "the history came")
+    bench.requests.trades.fetch(bench.feed, 4, 7)
+    await until(lambda: bench.ends, "the history came to its end")
     assert bench.told() == [_TOLD]
     await bench.end()
 
 
-@pytest.mark.parametrize(("skips", "skipped"), [(True, [5, 6]), (False, [])])
+@pytest.mark.parametrize(("skips", "skipped"), [(True, [(6, 2)]), (False, [])])
 async def test_what_a_history_leaves_out_between_its_trades_was_no_trade(
-    skips: bool, skipped: list[int]
+    skips: bool, skipped: list[tuple[int, int]]
 ) -> None:
     bench = Bench()
     adapter = bench.requests._adapter
@@ -117,17 +122,18 @@ async def test_what_a_history_leaves_out_between_its_trades_was_no_trade(
     adapter.decode_trades = lambda *_: [
         TradePrint("X", number, 1, "1", "1", False) for number in (4, 7)
     ]
-    bench.requests.history(bench.feed, 4, 7)
-    await until(lambda: bench.histories, "the history came")
-    ((_, told, _),) = bench.histories
-    assert [each.trade_id for each in told if isinstance(each, SkippedTrade)] == skipped
+    bench.requests.trades.fetch(bench.feed, 4, 7)
+    await until(lambda: bench.ends, "the history came to its end")
+    (told,) = bench.pages
+    runs = [each for each in told if isinstance(each, SkippedTrade)]
+    assert [(each.trade_id, each.count) for each in runs] == skipped
     await bench.end()
 
 
 async def test_a_failure_of_another_sort_is_no_rate_limit() -> None:
     bench = Bench(RestError("HTTP 503"))
-    bench.requests.history(bench.feed, 4, 7)
-    await until(lambda: bench.histories, "the history came")
+    bench.requests.trades.fetch(bench.feed, 4, 7)
+    await until(lambda: bench.ends, "the history came to its end")
     assert bench.told() == []
     await bench.end()
 

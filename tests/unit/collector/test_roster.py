@@ -133,8 +133,15 @@ class Bench:
     def snapshot(self, feed: InstrumentFeed, reason: int) -> None:
         """Nothing: the test gives the books."""
 
-    def history(self, feed: InstrumentFeed, first: int, last: int) -> None:
+    @property
+    def trades(self) -> "Bench":
+        return self
+
+    def fetch(self, feed: InstrumentFeed, first: int, last: int) -> None:
         """Nothing: no trade is missed here."""
+
+    def fetch_owed(self, feed: InstrumentFeed) -> None:
+        """Nothing: no trade is owed here."""
 
     # Pool
 

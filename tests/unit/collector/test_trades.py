@@ -61,7 +61,7 @@ def test_a_hole_holds_what_follows_until_it_is_filled_in_order() -> None:
     tape = out.tape()
     feed(tape, 1, 2, 5, 6)
     assert (out.ids, out.requests, tape.missing) == ([1, 2], [(3, 4)], (3, 4))
-    assert tape.fill([trade(number) for number in range(1, 6)], 9) == (2, 0, 0, 0)
+    assert tape.fill([trade(number) for number in range(1, 6)], 9) == (2, 0, ())
     assert (out.ids, out.backfilled) == ([1, 2, 3, 4, 5, 6], [3, 4])
     assert (tape.received, tape.backfilled, tape.missed) == (4, 2, 0)
     feed(tape, 7)
@@ -73,7 +73,7 @@ def test_what_history_does_not_have_is_counted_and_named() -> None:
     tape = out.tape()
     feed(tape, 1, 11)
     filled = tape.fill([trade(7), trade(9)], 9)
-    assert filled == (2, 7, 2, 10)
+    assert filled == (2, 7, ((2, 6), (8, 8), (10, 10)))
     assert (out.ids, tape.missed) == ([1, 7, 9, 11], 7)
 
 
@@ -81,7 +81,7 @@ def test_an_empty_history_lets_the_stream_go_on() -> None:
     out = Published()
     tape = out.tape()
     feed(tape, 1, 5, 6)
-    assert tape.fill([], 9) == (0, 3, 2, 4)
+    assert tape.fill([], 9) == (0, 3, ((2, 4),))
     feed(tape, 7)
     assert out.ids == [1, 5, 6, 7]
 
@@ -112,7 +112,7 @@ def test_a_trade_that_came_late_is_not_lost_though_history_has_it_not() -> None:
     tape = out.tape()
     feed(tape, 1, 4, 2)
     assert tape.missing == (2, 3)
-    assert tape.fill([], 9) == (0, 1, 3, 3)
+    assert tape.fill([], 9) == (0, 1, ((3, 3),))
     assert (out.ids, out.backfilled) == ([1, 2, 4], [])
 
 
@@ -121,7 +121,7 @@ def test_trades_that_were_only_out_of_order_need_no_history() -> None:
     tape = out.tape()
     feed(tape, 1, 3, 4, 2, 5)
     assert (out.ids, tape.missing, out.backfilled) == ([1, 2, 3, 4, 5], None, [])
-    assert tape.fill([trade(2)], 9) == (0, 0, 0, 0), "the answer comes late and means nothing"
+    assert tape.fill([trade(2)], 9) == (0, 0, ()), "the answer comes late and means nothing"
     assert out.ids == [1, 2, 3, 4, 5]
 
 
@@ -234,7 +234,7 @@ def test_what_history_has_not_but_the_stream_skipped_is_not_lost() -> None:
     feed(tape, 1, 6)
     tape.on_trade(SkippedTrade("X", 4), 7)
     filled = tape.fill([trade(3), trade(5)], 9)
-    assert filled == (2, 1, 2, 2)
+    assert filled == (2, 1, ((2, 2),))
     assert (out.ids, tape.missed) == ([1, 3, 5, 6], 1)
 
 
@@ -248,7 +248,7 @@ def test_a_trade_that_stands_for_several_continues_what_came_before_the_first_of
     assert out.requests == []
     tape.on_trade(folded(20, 2), 3)
     assert out.requests == [(15, 18)]
-    assert tape.fill([trade(n) for n in range(1, 30)], 4) == (4, 0, 0, 0)
+    assert tape.fill([trade(n) for n in range(1, 30)], 4) == (4, 0, ())
     assert out.ids == [10, 13, 14, 15, 16, 17, 18, 20]
 
 
@@ -259,7 +259,7 @@ def test_several_that_came_late_as_one_are_not_told_again_from_history() -> None
     tape.on_trade(folded(6, 3), 1)
     filled = tape.fill([trade(n) for n in range(1, 9)], 2)
     assert out.ids == [1, 2, 3, 6, 7, 8, 9]
-    assert (filled, tape.missed) == ((4, 0, 0, 0), 0)
+    assert (filled, tape.missed) == ((4, 0, ()), 0)
 
 
 def test_a_hole_is_closed_when_several_come_late_as_one() -> None:
@@ -275,7 +275,7 @@ def test_what_is_missing_beside_several_that_came_as_one_is_counted_by_number() 
     tape = out.tape()
     feed(tape, 1, 10)
     tape.on_trade(folded(6, 3), 1)
-    assert tape.fill([], 2) == (0, 5, 2, 9)
+    assert tape.fill([], 2) == (0, 5, ((2, 3), (7, 9)))
     assert tape.missed == 5
 
 

@@ -59,7 +59,7 @@ class Bench:
             feed = InstrumentFeed(
                 InstrumentSpec("binance", f"S{number}-USDT", f"S{number}USDT", "S", "USDT"),
                 adapter, self.out, ledger, SnapshotPolicy(every_seconds=30),  # type: ignore[arg-type]
-                self.venue.requests.snapshot, self.venue.requests.history,
+                self.venue.requests.snapshot, self.venue.requests.trades.fetch,
             )  # fmt: skip
             roster.feeds[feed.spec.native_symbol] = feed
             roster.by_symbol[feed.spec.symbol] = feed
@@ -263,19 +263,20 @@ class History:
 
 
 @pytest.mark.parametrize(
-    ("newest", "asked", "missed"), [((101, 103, 104), 3, 0), ((101,), 7, 3)], ids=["late", "never"]
+    ("newest", "asked", "missed"), [((101, 103, 104), 3, 0), ((101,), 6, 3)], ids=["late", "never"]
 )
 async def test_history_that_is_behind_the_stream_is_asked_for_again(
     monkeypatch: pytest.MonkeyPatch, newest: tuple[int, ...], asked: int, missed: int
 ) -> None:
-    monkeypatch.setattr("services.collector.snapshots.backoff", lambda *_: 0.0)
+    monkeypatch.setattr("services.collector.backfill.backoff", lambda *_: 0.0)
     bench = Bench()
     (feed,) = bench.feeds
-    history = bench.venue.requests._rest = History(*newest)  # type: ignore[assignment]
+    backfill = bench.venue.requests.trades
+    history = backfill._rest = History(*newest)  # type: ignore[assignment]
     for number in (100, 105):
         feed.on_trade(TradePrint("S0USDT", number, T0, "1", "1", buyer_is_maker=True), T0)
     assert feed.trades.missing == (101, 104)
-    await bench.venue.requests._trades(feed, 101, 104)
+    await backfill._fill(feed, 101, 104, 0)
     assert (history.asked, feed.trades.missed) == (asked, missed)
     assert feed.trades.missing is None
     assert feed.trades.last_id == 105
