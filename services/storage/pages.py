@@ -58,7 +58,7 @@ class PageQuery:
     """Parameters of `condition`."""
 
     first_window: int = 0
-    """Length of the first window, nanoseconds; 0 for a length that suits dense kinds."""
+    """Length of the first window, nanoseconds; 0 for an hour, which suits dense kinds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +143,7 @@ class _Windows:
                 self._end = min(self._end, at + 1)
             else:
                 self._start = max(self._start, at)
-        # Forwards the database stops early by itself; backwards it reads the window.
-        self._width = query.first_window or (HOUR if query.descending else 24 * HOUR)
+        self._width = query.first_window or HOUR
         self._clipped = False
         self._must_clip = self._start == 0 and not query.descending
         self._wanted = 0

@@ -16,6 +16,7 @@ from services.shared.errors import InvalidArgument, MarketPrismError, NotFound
 from services.storage.engine import Engine
 from services.storage.event_lists import EventLists
 from services.storage.known import KnownInstruments
+from services.storage.paging import Keyset, Place
 from services.storage.settings import EngineSettings
 from services.storage.tables import TABLES
 from tests.integration.storage.store_tools import (
@@ -397,6 +398,30 @@ async def test_a_page_of_too_many_bytes_is_shorter_and_followed_by_the_rest(
         for each in IN_ORDER
         if time_of(events_pb2.Trade.FromString(each)) < time_of(TRADES[300])
     ]
+
+
+@pytest.mark.parametrize("descending", [False, True])
+async def test_the_place_of_a_page_is_found_by_the_index_in_every_table(
+    engine: Engine, descending: bool
+) -> None:
+    for table in TABLES.values():
+        if not table.identity:
+            continue
+        keyset = Keyset(table)
+        texts = ("trade_text", "event_id")
+        place: Place = ["x" if name in texts else 1 for name in keyset.columns]
+        condition, parameters = keyset.behind(place, descending=descending)
+        rows = await engine.query(
+            f"EXPLAIN indexes = 1 SELECT {keyset.select} FROM {table.name} FINAL "
+            f"WHERE exchange = 'binance' AND symbol = 'BTC-USDT' AND {condition} "
+            f"ORDER BY {keyset.order_by(descending=descending)} LIMIT 10",
+            parameters,
+        )
+        plan = [str(line).strip() for (line,) in rows]
+        if "PrimaryKey" not in plan:
+            continue
+        keys = plan[plan.index("PrimaryKey") :]
+        assert {"exchange", "symbol", keyset.columns[0]} <= set(keys), f"{table.name}: {plan}"
 
 
 # What is refused.
