@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Final, Self
 
@@ -57,6 +57,8 @@ class StorageService(BaseService):
         self.rollups = Rollups(self.engine, self.settings.rollups, self.metrics)
         """What makes candles and spreads of new events."""
         self._trouble = "not opened yet"
+        self._rollups_end = asyncio.Event()
+        self._rolling: asyncio.Task[None] | None = None
 
     @classmethod
     def from_config(cls, mesh: MeshSettings, config_dir: Path | None = None) -> Self:
@@ -81,7 +83,7 @@ class StorageService(BaseService):
         else:
             self.spawn(self._prepare_when_there(), "store")
         self.spawn(self._watch(), "store watch")
-        self.spawn(self._roll_up(), "rollups")
+        self._rolling = self.spawn(self._roll_up(), "rollups")
 
     def register(self, server: grpc.aio.Server) -> None:
         """Add HistoryService, and ArchiveService for its backups."""
@@ -89,7 +91,12 @@ class StorageService(BaseService):
         parts = make_parts(self.engine, self.settings, self.answers)
         PartsServicer(SERVICE, parts).add_to(server)
         backups = BackupCalls(
-            self.engine, self.settings.backups, self.mesh.data_dir, self.spawn, self.stopping
+            self.engine,
+            self.settings.backups,
+            self.mesh.data_dir,
+            self.spawn,
+            self.stopping,
+            around_restore=self._restoring,
         )
         PartsServicer(ARCHIVE_SERVICE, [backups]).add_to(server)
 
@@ -131,7 +138,22 @@ class StorageService(BaseService):
 
     async def _roll_up(self) -> None:
         await self.store_ready.wait()
-        await self.rollups.run(self.stopping)
+        await self.rollups.run(self._rollups_end)
+
+    @contextlib.asynccontextmanager
+    async def _restoring(self) -> AsyncIterator[None]:
+        """Make nothing of rows that are being replaced, and forget what was answered of them."""
+        self._rollups_end.set()
+        if self._rolling is not None:
+            await asyncio.wait({self._rolling})
+        try:
+            yield
+        finally:
+            if self.answers is not None:
+                await self.answers.begin()
+            self._rollups_end.clear()
+            if not self.stopping.is_set():
+                self._rolling = self.spawn(self._roll_up(), "rollups")
 
     async def _watch(self) -> None:
         await self.store_ready.wait()

@@ -1,8 +1,9 @@
 """The RPCs of ArchiveService about backups and operations; the others are not served yet."""
 
 import asyncio
+import contextlib
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import Final
@@ -53,7 +54,8 @@ class BackupCalls:
     """Backups of the database, for one service.
 
     Its methods have the names of RPCs. `spawn` runs a task that the service owns and ends before it
-    closes the engine; `stopping` is set when the service begins to stop.
+    closes the engine; `stopping` is set when the service begins to stop. A restore is done
+    inside `around_restore`, where the service keeps its own hands off the rows.
     """
 
     def __init__(
@@ -63,11 +65,15 @@ class BackupCalls:
         data_dir: Path,
         spawn: Spawn,
         stopping: asyncio.Event,
+        around_restore: Callable[[], contextlib.AbstractAsyncContextManager[None]] = (
+            contextlib.nullcontext
+        ),
     ) -> None:
         self._engine = engine
         self._settings = settings
         self._data_dir = data_dir
         self._stopping = stopping
+        self._around_restore = around_restore
         self.operations = Operations(spawn, stopping)
         """What is being done and was done since the start."""
 
@@ -139,7 +145,10 @@ class BackupCalls:
         options = RestoreOptions(existing=Existing.REPLACE)
 
         async def work(report: Report) -> str:
-            async with Store.opened(self._engine, self._settings.concurrency) as store:
+            async with (
+                self._around_restore(),
+                Store.opened(self._engine, self._settings.concurrency) as store,
+            ):
                 done = await restore_backup(
                     store, target, self._settings, keyring, request.backup_id, options, report
                 )
