@@ -41,6 +41,7 @@ from services.storage.backups.store import Store
 from services.storage.backups.targets import FolderTarget
 from tests.integration.storage.backup_tools import (
     PARTITIONS,
+    PRIVATE,
     events,
     fill,
     make_keyring,
@@ -53,6 +54,7 @@ from tests.integration.storage.backup_tools import (
 )
 
 FRONT = Path(__file__).with_name("clickhouse_front.py")
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -493,3 +495,59 @@ async def test_damage_is_told_apart_from_trouble(tmp_path: Path) -> None:
     """A program can go by the kind: data that is lost is DATA_LOSS."""
     for error in (ObjectDamaged, ObjectMissing, ManifestDamaged, ChecksumDiffers):
         assert issubclass(error, DataLoss)
+
+
+def run_until(count: int, *arguments: str | Path) -> list[str]:
+    """Run the worker until it has told its progress so many times, and kill it; gives the lines."""
+    command = [
+        sys.executable,
+        "-m",
+        "tests.integration.storage.backup_worker",
+        *map(str, arguments),
+    ]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        lines = []
+        try:
+            while len(lines) < count:
+                line = process.stdout.readline()
+                assert line, "the worker ended by itself"
+                if not line[0].isdigit():
+                    lines.append(line.strip())
+                if len(lines) < count:
+                    process.stdin.write("\n")
+                    process.stdin.flush()
+        finally:
+            process.kill()
+    return lines
+
+
+async def test_killed_at_any_point_nothing_looks_whole_and_the_next_try_works(
+    tmp_path: Path,
+) -> None:
+    """`kill -9` of the process that backs up, and of the one that restores."""
+    target = target_below(tmp_path)
+    async with open_store(tmp_path / "source") as store:
+        await fill(store.engine)
+        wanted = await events(store)
+    for count in (2, 5, 8):
+        run_until(count, "backup", tmp_path / "source", tmp_path / "backups", PRIVATE, "")
+    assert all(found.manifest is None for found in Catalog(target).find())
+    async with open_store(tmp_path / "source") as store:
+        manifest = await back_up(store, target)
+        assert await scratch_databases(store) == []
+        assert await events(store) == wanted
+    where = (tmp_path / "other", tmp_path / "backups", PRIVATE, manifest.backup_id)
+    for count in (4, 6, 7):
+        lines = run_until(count, "restore", *where)
+        async with open_store(tmp_path / "other") as store:
+            assert await unfinished_restores(store), lines
+            assert not any((await events(store)).values()), lines
+    async with open_store(tmp_path / "other") as store:
+        done = await bring_back(store, target, manifest.backup_id)
+        assert done.resumed > 0
+        assert await events(store) == wanted
+        assert await unfinished_restores(store) == []
