@@ -17,7 +17,9 @@ from tests.integration.nats_tools import call, connected, make_stream, nats_serv
 
 TRADE = "market.trade.simulated.A-USDT"
 TICKER = "market.ticker.simulated.A-USDT"
-QUICK = PullOptions(batch_messages=1000, linger=0.02, check=0.1, expires=2.0, heartbeat=0.2)
+QUICK = PullOptions(
+    batch_messages=1000, linger=0.02, check=0.1, note=0.1, expires=2.0, heartbeat=0.2
+)
 
 
 @pytest.fixture

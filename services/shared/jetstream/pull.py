@@ -24,7 +24,7 @@ from services.shared.errors import MarketPrismError
 from services.shared.jetstream.api import message_headers
 from services.shared.jetstream.connection import server_urls
 from services.shared.jetstream.pull_connection import PullConnection, Received
-from services.shared.jetstream.pull_session import Dropped, begin_session
+from services.shared.jetstream.pull_session import Dropped, begin_session, write_note
 from services.shared.jetstream.pull_types import (
     Lost,
     PullBatch,
@@ -99,7 +99,10 @@ class PullConsumer:
         self._acknowledged_time = 0
         self._read = 0
         self._advance_to = 0
+        self._from_oldest = False
         self._advanced = 0.0
+        self._noted = 0
+        self._noted_at = 0.0
         self._dropped = Dropped()
         self._lost_logged = 0.0
         self._pending = 0
@@ -123,6 +126,7 @@ class PullConsumer:
         if connection is not None and not connection.is_closed:
             with contextlib.suppress(MarketPrismError, TimeoutError):
                 async with asyncio.timeout(_STOP_SECONDS):
+                    await self._note(connection)
                     await connection.flush()
         if owner is not None:
             owner.cancel()
@@ -161,6 +165,10 @@ class PullConsumer:
         if not self._handed_over_count:
             self._oldest_handed_over = 0
         return True
+
+    def read_again(self) -> None:
+        """Begin with the oldest message of the stream once more, when it is next started."""
+        self._from_oldest = True
 
     @property
     def session(self) -> PullSession | None:
@@ -250,15 +258,17 @@ class PullConsumer:
                 acknowledged=max(self._acknowledged, self._advance_to),
                 acknowledged_time=0 if self._advance_to else self._acknowledged_time,
                 created=self._dropped.stream_created,
+                from_oldest=self._from_oldest,
             )
         except TimeoutError:
             connection.close("JetStream does not answer in time")
             raise
         quiet = bool(self._advance_to)
         self._advance_to = 0
+        self._from_oldest = False
         self._advanced = loop.time()
         self._sessions += 1
-        self._session = session = PullSession(
+        self._session = PullSession(
             self._sessions, begun.stream_created, begun.ack_floor, begun.last_sequence
         )
         if begun.trouble:
@@ -275,15 +285,9 @@ class PullConsumer:
         self._inbox = f"{connection.inbox}.m.{secrets.token_hex(4)}"
         connection.collect(f"{self._inbox}.*", begun.ack_floor, self._on_status)
         connection.on_readable_end = self._end_of_read
-        self._tell_lost(
-            self._dropped.begin(
-                session.stream_created,
-                begun.ack_floor,
-                begun.first_sequence,
-                replaces=begun.replaces,
-                whole=begun.takes_all,
-            )
-        )
+        self._noted = begun.read_sequence
+        self._noted_at = loop.time()
+        self._tell_lost(self._dropped.begin(begun))
         self._ask()
         if not quiet:
             self._log.info("reading", after=begun.ack_floor, pending=begun.pending)
@@ -306,9 +310,19 @@ class PullConsumer:
             if self._pull_is_open and silent > self._options.heartbeat * _HEARTBEATS_MISSED:
                 return f"no heartbeat for {silent:.0f} s"
             self._tell_lost(await self._dropped.check(connection, self._stream, self._read))
+            if loop.time() > self._noted_at + self._options.note:
+                await self._note(connection)
             if self._may_advance() and loop.time() > self._advanced + self._options.advance:
                 self._advance_to = self._read
                 return ""
+
+    async def _note(self, connection: PullConnection) -> None:
+        """Note with the consumer up to where all is settled, for another process to find."""
+        settled = self.status.settled_sequence
+        self._noted_at = asyncio.get_running_loop().time()
+        if settled > self._noted and self._session is not None:
+            await write_note(connection, self._stream, self._config(), settled)
+            self._noted = settled
 
     def _may_advance(self) -> bool:
         """Whether the stream was read on over messages of others, and nothing is on its way."""

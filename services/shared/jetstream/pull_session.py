@@ -18,9 +18,11 @@ from services.shared.jetstream.api import (
 from services.shared.jetstream.connection import Connection
 from services.shared.jetstream.pull_types import Lost
 
-__all__ = ["Begun", "Dropped", "begin_session", "nanoseconds"]
+__all__ = ["Begun", "Dropped", "begin_session", "nanoseconds", "write_note"]
 
 _CONSUMER_UPDATE_REFUSED = 10012
+_CONSUMER_NOT_FOUND = 10014
+_NOTE = "marketprism.read"
 _TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)")
 
 
@@ -33,6 +35,9 @@ class Begun:
 
     ack_floor: int
     """The next message is the first one of the consumer behind this sequence."""
+
+    read_sequence: int
+    """Up to here the stream was read before; 0 when it never was."""
 
     first_sequence: int
     """Oldest sequence of the stream."""
@@ -72,12 +77,14 @@ async def begin_session(
     acknowledged: int,
     acknowledged_time: int,
     created: int,
+    from_oldest: bool = False,
 ) -> Begun:
     """Make or change the durable consumer, and set it back to what is not acknowledged.
 
     `acknowledged` is up to where this process acknowledged the stream that was made at `created`
     (the broker may not have got it), and `acknowledged_time` when the stream had stored that
-    message, 0 when not known. Raises `NotFound` without such a stream.
+    message, 0 when not known. `from_oldest` takes back every acknowledgement. Raises `NotFound`
+    without such a stream.
     """
     info = await stream_info(connection, stream)
     if info is None:
@@ -85,11 +92,15 @@ async def begin_session(
     state = info["state"]
     first, last = int(state["first_seq"]), int(state["last_seq"])
     stream_created = nanoseconds(str(info["created"]))
-    floor = await _ensure_consumer(connection, stream, config)
+    durable = str(config["durable_name"])
+    noted = await read_note(connection, stream, durable)
+    floor = await write_note(connection, stream, config, noted)
     trouble = ""
     seek = 0
     if created and created != stream_created:
         trouble = "it was made anew: what was left of the old one is gone"
+    elif from_oldest:
+        seek = 1
     elif created == stream_created and acknowledged:
         if await _is_another(connection, stream, acknowledged, acknowledged_time):
             # The broker lost its newest messages, and gave their sequences to others. How many is
@@ -98,9 +109,11 @@ async def begin_session(
             seek = 1
         elif acknowledged > floor:
             seek = acknowledged + 1
-    if not trouble and max(floor, seek - 1) > last:
+    if not trouble and seek != 1 and max(floor, seek - 1) > last:
         trouble = f"it ends at {last}, behind what is stored: the broker lost its newest messages"
         seek = last + 1
+    # JetStream may move a floor over what it drops; then the note tells what was read.
+    read = noted if noted and floor == first - 1 else max(floor, noted)
     body = {"seq": seek} if seek else None
     reset = await api_request(connection, f"CONSUMER.RESET.{stream}.{config['durable_name']}", body)
     subjects = info["config"].get("subjects") or [">"]
@@ -108,6 +121,7 @@ async def begin_session(
     return Begun(
         stream_created=stream_created,
         ack_floor=int(reset["ack_floor"]["stream_seq"]),
+        read_sequence=read,
         first_sequence=first,
         last_sequence=last,
         pending=int(reset.get("num_pending", 0)),
@@ -119,13 +133,32 @@ async def begin_session(
     )
 
 
-async def _ensure_consumer(connection: Connection, stream: str, config: Mapping[str, Any]) -> int:
+async def read_note(connection: Connection, stream: str, durable: str) -> int:
+    """Give up to where a consumer had read when that was last noted; 0 when it never was."""
+    try:
+        consumer = await api_request(connection, f"CONSUMER.INFO.{stream}.{durable}")
+    except JetStreamError as error:
+        if error.code == _CONSUMER_NOT_FOUND:
+            return 0
+        raise
+    noted = str((consumer["config"].get("metadata") or {}).get(_NOTE, ""))
+    return int(noted) if noted.isdecimal() else 0
+
+
+async def write_note(
+    connection: Connection, stream: str, config: Mapping[str, Any], read: int
+) -> int:
+    """Make or change the durable consumer, noting up to where it has read; give its ack floor."""
     durable = config["durable_name"]
     try:
         consumer = await api_request(
             connection,
             f"CONSUMER.CREATE.{stream}.{durable}",
-            {"stream_name": stream, "config": config, "action": ""},
+            {
+                "stream_name": stream,
+                "config": {**config, "metadata": {_NOTE: str(read)}},
+                "action": "",
+            },
         )
     except JetStreamError as error:
         if error.code == STREAM_NOT_FOUND:
@@ -170,20 +203,19 @@ class Dropped:
         self._replaces = False
         self._came: list[tuple[int, int, int]] = []
 
-    def begin(
-        self, created: int, ack_floor: int, first_sequence: int, *, replaces: bool, whole: bool
-    ) -> Lost | None:
+    def begin(self, begun: Begun) -> Lost | None:
         """Take note of a new session; gives what is gone."""
-        self._replaces = replaces
-        self._whole = whole
+        created = begun.stream_created
+        self._replaces = begun.replaces
+        self._whole = begun.takes_all
         self._came.clear()
         before = self._accounted if created == self.stream_created else 0
         self.stream_created = created
-        self._accounted = max(before, ack_floor)
+        self._accounted = max(before, begun.read_sequence)
         if not self._accounted:
             # A consumer that never acknowledged anything: what went before is not its loss.
-            self._accounted = max(first_sequence - 1, 0)
-        return self._gone(first_sequence)
+            self._accounted = max(begun.first_sequence - 1, 0)
+        return self._gone(begun.first_sequence)
 
     def came(self, after: int, last: int, count: int) -> None:
         """Take note of messages that came: so many behind `after`, up to `last`."""

@@ -36,6 +36,10 @@ class PullOptions:
     check: float = 2.0
     """Seconds between two looks at what the stream has dropped."""
 
+    note: float = 10.0
+    """Seconds between two notes, kept with the consumer, of up to where it has read: what tells a
+    later process that something was lost meanwhile."""
+
     advance: float = 60.0
     """Seconds between two moves of the ack floor over messages of other subjects, when idle."""
 
