@@ -6,8 +6,9 @@ the broker: no more than two batches a table are held here.
 """
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any, Final
 
 from marketprism.history.v1 import store_pb2
@@ -55,20 +56,49 @@ class Ingest:
             for table in tables
         }
         """The way into each table, by its name."""
+        self._allowed = asyncio.Event()
+        self._allowed.set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._end = asyncio.Event()
         self._watch(metrics)
 
     async def run(self, ready: asyncio.Event, stopping: asyncio.Event) -> None:
         """Store events from when the schema is there until `stopping` is set."""
-        waits = [asyncio.ensure_future(each.wait()) for each in (ready, stopping)]
+        ending = asyncio.ensure_future(self._end_with(stopping))
         try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            async with asyncio.TaskGroup() as group:
-                for name, table in self.tables.items():
-                    group.create_task(table.run(stopping), name=f"ingest {name}")
+            while await _first_of(ready, stopping) and await _first_of(self._allowed, stopping):
+                self._end.clear()
+                self._idle.clear()
+                try:
+                    async with asyncio.TaskGroup() as group:
+                        for name, table in self.tables.items():
+                            group.create_task(table.run(self._end), name=f"ingest {name}")
+                finally:
+                    self._idle.set()
         finally:
-            for each in waits:
-                each.cancel()
+            ending.cancel()
             await self._dead_letters.close()
+
+    @contextlib.asynccontextmanager
+    async def paused(self) -> AsyncIterator[None]:
+        """Store nothing meanwhile; then compare all that the broker holds with the tables.
+
+        So a restore of a backup gets back what came since then and is still in the broker.
+        """
+        self._allowed.clear()
+        self._end.set()
+        await self._idle.wait()
+        try:
+            yield
+        finally:
+            for table in self.tables.values():
+                table.read_again()
+            self._allowed.set()
+
+    async def _end_with(self, stopping: asyncio.Event) -> None:
+        await stopping.wait()
+        self._end.set()
 
     @property
     def writable(self) -> bool:
@@ -179,6 +209,17 @@ class Ingest:
             failing.labels(name).set_function(
                 lambda s=state: float(s.failing_since is not None)  # type: ignore[misc]
             )
+
+
+async def _first_of(wanted: asyncio.Event, stopping: asyncio.Event) -> bool:
+    """Wait for one or the other; False when it is time to stop."""
+    waits = [asyncio.ensure_future(each.wait()) for each in (wanted, stopping)]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for each in waits:
+            each.cancel()
+    return not stopping.is_set()
 
 
 def _these(tables: Iterable[str]) -> str:

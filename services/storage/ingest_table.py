@@ -90,6 +90,12 @@ class TableIngest:
             stop.cancel()
             await self.consumer.stop()
 
+    def read_again(self) -> None:
+        """Compare all that the broker holds with the table, when it is next run."""
+        self.consumer.read_again()
+        self._session = None
+        self._attempted = (0, 0)
+
     async def _store(self, batch: PullBatch, stop: asyncio.Future[bool]) -> None:
         """Store a batch however long it takes, unless it comes again anyway."""
         delay = self._settings.retry_seconds

@@ -213,6 +213,27 @@ async def test_a_dead_letter_of_a_batch_that_comes_again_is_one_letter(
     assert await stored(engine) == [1, 2, 3, 4, 5, 7, 8, 9, 10, 11]
 
 
+async def test_after_a_pause_the_table_is_compared_with_all_that_the_broker_holds(
+    nats: NatsServer, publisher: Publisher, engine: Engine
+) -> None:
+    await publish(publisher, range(300))
+    async with ingesting(nats.url, engine) as ingest:
+        await until_stored(engine, 300)
+        async with ingest.paused():
+            # As a restore leaves it: a part of what was acknowledged.
+            await engine.command(
+                "ALTER TABLE trade DELETE WHERE stream_sequence > 120 OR stream_sequence % 7 = 0",
+                settings={"mutations_sync": 2},
+            )
+            await publish(publisher, range(300, 320))
+            assert len(await stored(engine)) < 120
+        await until_stored(engine, 320)
+        consumer = ingest.tables["trade"].consumer
+        await until(lambda: consumer.status.settled_sequence == 320, "all is acknowledged")
+        assert ingest.tables["trade"].state.lost == 0
+    each_once(await stored(engine), 320)
+
+
 async def test_a_stream_made_anew_is_stored_beside_the_old_one(
     nats: NatsServer, publisher: Publisher, engine: Engine
 ) -> None:
