@@ -8,17 +8,18 @@ from services.storage.export import Export
 from services.storage.http_cache import Answers
 from services.storage.known import KnownInstruments
 from services.storage.settings import StorageSettings
+from services.storage.sql import SqlCalls
 
 __all__ = ["make_parts"]
 
 
 def make_parts(engine: Engine, settings: StorageSettings, answers: Answers) -> list[object]:
     """Give one object for each group of RPCs."""
-    del settings
     known = KnownInstruments(engine)
     return [
         EventLists(engine, known, answers),
         Export(engine, known),
+        SqlCalls(engine, settings.sql),
         CoverageLists(engine, known),
         BookHistory(engine, known, answers),
     ]

@@ -8,6 +8,7 @@ from services.shared.settings import SettingsModel
 from services.storage.backups.settings import BackupSettings
 from services.storage.http_cache import AnswerSettings
 from services.storage.rollup_sql import ROLLUP_TABLES
+from services.storage.sql_settings import SqlSettings
 from services.storage.tables import TABLES
 
 __all__ = ["EngineSettings", "RollupSettings", "StorageSettings"]
@@ -79,6 +80,9 @@ class StorageSettings(SettingsModel):
 
     rollups: RollupSettings = RollupSettings()
     """Candles and spreads."""
+
+    sql: SqlSettings = SqlSettings()
+    """SQL for administrators."""
 
     keep_days: Mapping[str, float] = Field(default_factory=dict)
     """How long each table keeps its rows, days by `time`; a table that is not named keeps them
