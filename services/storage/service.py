@@ -17,9 +17,12 @@ from services.shared.service import BaseService
 from services.shared.settings import MeshSettings, load_settings
 from services.storage.backups.calls import SERVICE as ARCHIVE_SERVICE
 from services.storage.backups.calls import BackupCalls
+from services.storage.backups.restore import tidy
 from services.storage.engine import Engine
 from services.storage.errors import StoreRefused
 from services.storage.http_cache import Answers, contract_version
+from services.storage.ingest import Ingest
+from services.storage.ingest_calls import IngestCalls
 from services.storage.migrate import apply_ttl, known_migrations, migrate
 from services.storage.parts import make_parts
 from services.storage.rollups import Rollups
@@ -56,6 +59,8 @@ class StorageService(BaseService):
         """Answers that are kept; there from the start."""
         self.rollups = Rollups(self.engine, self.settings.rollups, self.metrics)
         """What makes candles and spreads of new events."""
+        self.ingest: Ingest | None = None
+        """What stores events of the broker; None where this process only answers."""
         self._trouble = "not opened yet"
         self._rollups_end = asyncio.Event()
         self._rolling: asyncio.Task[None] | None = None
@@ -84,11 +89,17 @@ class StorageService(BaseService):
             self.spawn(self._prepare_when_there(), "store")
         self.spawn(self._watch(), "store watch")
         self._rolling = self.spawn(self._roll_up(), "rollups")
+        if self.settings.ingest.enabled:
+            self.ingest = Ingest(
+                self.mesh.nats.url, self.engine, self.settings.ingest, self.metrics
+            )
+            self.spawn(self.ingest.run(self.store_ready, self.stopping), "ingest")
 
     def register(self, server: grpc.aio.Server) -> None:
         """Add HistoryService, and ArchiveService for its backups."""
         assert self.answers is not None, "the service is not set up"
         parts = make_parts(self.engine, self.settings, self.answers)
+        parts.append(IngestCalls(self.ingest))
         PartsServicer(SERVICE, parts).add_to(server)
         backups = BackupCalls(
             self.engine,
@@ -105,6 +116,8 @@ class StorageService(BaseService):
         found = {"database": self._database_health(), "rollups": self.rollups.status()}
         if self.answers is not None:
             found["cache"] = self.answers.status()
+        if self.ingest is not None:
+            found.update(self.ingest.dependencies())
         return found
 
     def _database_health(self) -> DependencyStatus:
@@ -117,6 +130,7 @@ class StorageService(BaseService):
     async def _prepare(self) -> None:
         await self.engine.open()
         await migrate(self.engine)
+        await tidy(self.engine)
         changed = await apply_ttl(self.engine, dict(self.settings.keep_days))
         if changed:
             self.log.info("retention changed", tables=changed)
@@ -142,12 +156,16 @@ class StorageService(BaseService):
 
     @contextlib.asynccontextmanager
     async def _restoring(self) -> AsyncIterator[None]:
-        """Make nothing of rows that are being replaced, and forget what was answered of them."""
+        """Make nothing of rows that are being replaced, and forget what was answered of them.
+
+        Nothing is stored meanwhile; afterwards what the broker still holds is stored again.
+        """
         self._rollups_end.set()
         if self._rolling is not None:
             await asyncio.wait({self._rolling})
         try:
-            yield
+            async with self.ingest.paused() if self.ingest else contextlib.nullcontext():
+                yield
         finally:
             if self.answers is not None:
                 await self.answers.begin()

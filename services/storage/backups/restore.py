@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from services.shared.errors import InvalidArgument
+from services.shared.log import get_logger
 from services.storage.backups.catalog import Catalog
 from services.storage.backups.errors import ChecksumDiffers, RowsExist, SchemaUnfit
-from services.storage.backups.freeze import scratch_database
+from services.storage.backups.freeze import drop_stale, scratch_database
 from services.storage.backups.keys import Keyring
 from services.storage.backups.manifest import (
     BackupManifest,
@@ -36,8 +37,16 @@ from services.storage.backups.tables import (
 )
 from services.storage.backups.targets import Target
 from services.storage.backups.threads import all_of, in_thread
+from services.storage.engine import Engine
 
-__all__ = ["Existing", "RestoreOptions", "Restored", "restore_backup", "unfinished_restores"]
+__all__ = [
+    "Existing",
+    "RestoreOptions",
+    "Restored",
+    "restore_backup",
+    "tidy",
+    "unfinished_restores",
+]
 
 
 class Existing(Enum):
@@ -130,6 +139,21 @@ async def unfinished_restores(store: Store) -> list[str]:
         {"prefix": f"{store.database}_restore_"},
     )
     return [str(name) for (name,) in rows]
+
+
+async def tidy(engine: Engine) -> None:
+    """Clear away what backups left that were killed, and tell of unfinished restores.
+
+    For whoever has just opened the store; the tables of events are not touched.
+    """
+    async with Store.opened(engine, threads=1) as store:
+        await drop_stale(store)
+        for name in await unfinished_restores(store):
+            get_logger().warning(
+                "a restore is unfinished: ask for it again, or drop it with "
+                "`marketprism restore --discard`",
+                database=name,
+            )
 
 
 _Chosen = list[tuple[TableEntry, list[PartitionEntry]]]

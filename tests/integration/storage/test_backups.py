@@ -327,12 +327,17 @@ async def test_an_interrupted_backup_leaves_nothing_that_looks_whole(
             await bring_back(store, target, "../../etc/passwd")
 
 
-async def test_copies_of_a_backup_that_was_killed_are_dropped_by_the_next(tmp_path: Path) -> None:
+async def test_copies_of_a_backup_that_was_killed_are_dropped_by_who_comes_next(
+    tmp_path: Path,
+) -> None:
     async with open_store(tmp_path / "source") as store:
         await fill(store.engine)
         left = scratch_database("marketprism", "backup", "20261101T000000000Z-abcdef")
         await store.command(f"CREATE DATABASE {left}")
         await store.command("CREATE DATABASE marketprism_backup_of_mine")
+        await restore.tidy(store.engine)
+        assert await scratch_databases(store) == ["marketprism_backup_of_mine"]
+        await store.command(f"CREATE DATABASE {left}")
         await back_up(store, target_below(tmp_path))
         assert await scratch_databases(store) == ["marketprism_backup_of_mine"]
 
