@@ -1,6 +1,7 @@
 """The parts that answer HistoryService, each a few RPCs over the store."""
 
 from services.storage.book_history import BookHistory
+from services.storage.candle_calls import CandleCalls
 from services.storage.coverage import CoverageLists
 from services.storage.engine import Engine
 from services.storage.event_lists import EventLists
@@ -9,6 +10,7 @@ from services.storage.http_cache import Answers
 from services.storage.known import KnownInstruments
 from services.storage.settings import StorageSettings
 from services.storage.sql import SqlCalls
+from services.storage.statistics_calls import StatisticsCalls
 
 __all__ = ["make_parts"]
 
@@ -21,5 +23,7 @@ def make_parts(engine: Engine, settings: StorageSettings, answers: Answers) -> l
         Export(engine, known),
         SqlCalls(engine, settings.sql),
         CoverageLists(engine, known),
+        CandleCalls(engine, known, answers),
+        StatisticsCalls(engine, known, answers),
         BookHistory(engine, known, answers),
     ]
