@@ -7,6 +7,7 @@ from pydantic import Field, field_validator
 from services.shared.settings import SettingsModel
 from services.storage.backups.settings import BackupSettings
 from services.storage.http_cache import AnswerSettings
+from services.storage.ingest_settings import IngestSettings
 from services.storage.rollup_sql import ROLLUP_TABLES
 from services.storage.sql_settings import SqlSettings
 from services.storage.tables import TABLES
@@ -80,6 +81,9 @@ class StorageSettings(SettingsModel):
 
     rollups: RollupSettings = RollupSettings()
     """Candles and spreads."""
+
+    ingest: IngestSettings = IngestSettings()
+    """How events come in from the broker."""
 
     sql: SqlSettings = SqlSettings()
     """SQL for administrators."""
