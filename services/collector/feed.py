@@ -12,7 +12,6 @@ from services.collector.encoding import BestBidOfferEncoder
 from services.collector.lanes import BookLanes
 from services.collector.ledger import CAUSE_OF_REASON, Ledger
 from services.collector.losses import BrokerLosses
-from services.collector.ranges import Ranges
 from services.collector.synchroniser import BookSynchroniser, SnapshotPolicy
 from services.collector.trade_ledger import Debt, TradeLedger
 from services.collector.trades import Filled, TradeTape
@@ -27,6 +26,7 @@ from services.collector.venues.base import (
     VenueAdapter,
 )
 from services.shared.publisher import Publisher
+from services.shared.ranges import Ranges
 
 __all__ = ["InstrumentFeed", "contract_size"]
 

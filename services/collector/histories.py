@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from services.collector.contracts import ContractSize
-from services.collector.ranges import Ranges
 from services.collector.rest import RestError
 from services.collector.venues.base import (
     MalformedFrameError,
@@ -14,6 +13,7 @@ from services.collector.venues.base import (
     VenueAdapter,
 )
 from services.shared.decimals import InvalidDecimalError
+from services.shared.ranges import Ranges
 
 __all__ = ["HistoryPages", "Hole", "Page"]
 

@@ -10,9 +10,9 @@ from google.protobuf.message import DecodeError
 from marketprism.collector.v1 import integrity_event_pb2 as integrity
 from marketprism.market.v1 import common_pb2, events_pb2
 
-from services.collector.ranges import Ranges
 from services.collector.trade_ledger import Debt
 from services.shared.jetstream import Message, StartAt, StreamReader
+from services.shared.ranges import Ranges
 
 __all__ = ["Ledgered", "Recall", "Recalled", "last_trade"]
 

@@ -8,8 +8,8 @@ from marketprism.market.v1 import common_pb2
 
 from services.collector.contracts import ContractSize
 from services.collector.encoding import TradeEncoder
-from services.collector.ranges import Ranges
 from services.collector.venues.base import SkippedTrade, TradePrint
+from services.shared.ranges import Ranges
 
 __all__ = ["Filled", "TradeTape"]
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.collector.ranges import Ranges
+from services.shared.ranges import Ranges
 
 _RUN = st.tuples(st.integers(-5, 40), st.integers(-5, 40))
 
