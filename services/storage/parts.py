@@ -7,6 +7,7 @@ from services.storage.engine import Engine
 from services.storage.event_lists import EventLists
 from services.storage.export import Export
 from services.storage.http_cache import Answers
+from services.storage.integrity import Integrity
 from services.storage.known import KnownInstruments
 from services.storage.settings import StorageSettings
 from services.storage.sql import SqlCalls
@@ -23,6 +24,7 @@ def make_parts(engine: Engine, settings: StorageSettings, answers: Answers) -> l
         Export(engine, known),
         SqlCalls(engine, settings.sql),
         CoverageLists(engine, known),
+        Integrity(engine, known),
         CandleCalls(engine, known, answers),
         StatisticsCalls(engine, known, answers),
         BookHistory(engine, known, answers),
