@@ -58,7 +58,9 @@ def fill(draw: st.DrawFn, table: Table, message: Message, place: int) -> Message
             told = name in ("price", "quantity") or draw(st.booleans())
             setattr(message, name, draw(decimals()) if told else "")
         elif item.type == FieldDescriptor.TYPE_STRING:
-            setattr(message, name, draw(st.sampled_from(TEXTS)))
+            # Whatever else a venue does not tell, an event names its venue.
+            texts = TEXTS[1:] if name == "exchange" else TEXTS
+            setattr(message, name, draw(st.sampled_from(texts)))
         elif item.type == FieldDescriptor.TYPE_UINT64:
             setattr(message, name, draw(st.integers(0, 2**64 - 1)))
         else:
