@@ -135,8 +135,10 @@ class Operations:
         entry = self._entry(operation_id)
         while True:
             changed = entry.changed
-            yield _copy(entry.operation)
-            if entry.has_ended or self._stopping.is_set():
+            told = _copy(entry.operation)
+            yield told
+            # It may have ended while this was on its way: the end is told too.
+            if told.state in ENDED or self._stopping.is_set():
                 return
             while not await _first_of(heartbeat, changed, self._stopping):
                 yield None
