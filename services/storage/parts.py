@@ -9,9 +9,11 @@ from services.storage.export import Export
 from services.storage.http_cache import Answers
 from services.storage.integrity import Integrity
 from services.storage.known import KnownInstruments
+from services.storage.replay import MarketReplay, OpenStreams
 from services.storage.settings import StorageSettings
 from services.storage.sql import SqlCalls
 from services.storage.statistics_calls import StatisticsCalls
+from services.storage.stream_events import EventStreams
 
 __all__ = ["make_parts"]
 
@@ -19,6 +21,7 @@ __all__ = ["make_parts"]
 def make_parts(engine: Engine, settings: StorageSettings, answers: Answers) -> list[object]:
     """Give one object for each group of RPCs."""
     known = KnownInstruments(engine)
+    streams = OpenStreams(settings.replay.max_streams)
     return [
         EventLists(engine, known, answers),
         Export(engine, known),
@@ -28,4 +31,6 @@ def make_parts(engine: Engine, settings: StorageSettings, answers: Answers) -> l
         CandleCalls(engine, known, answers),
         StatisticsCalls(engine, known, answers),
         BookHistory(engine, known, answers),
+        MarketReplay(engine, known, settings.replay, streams),
+        EventStreams(engine, known, settings.replay, streams),
     ]

@@ -8,6 +8,7 @@ from services.shared.settings import SettingsModel
 from services.storage.backups.settings import BackupSettings
 from services.storage.http_cache import AnswerSettings
 from services.storage.ingest_settings import IngestSettings
+from services.storage.replay_settings import ReplaySettings
 from services.storage.rollup_sql import ROLLUP_TABLES
 from services.storage.sql_settings import SqlSettings
 from services.storage.tables import TABLES
@@ -78,6 +79,9 @@ class StorageSettings(SettingsModel):
 
     backups: BackupSettings = BackupSettings()
     """Where backups go, and who can open them."""
+
+    replay: ReplaySettings = ReplaySettings()
+    """Streams of the past."""
 
     rollups: RollupSettings = RollupSettings()
     """Candles and spreads."""
