@@ -20,6 +20,7 @@ from services.storage.backups.calls import BackupCalls
 from services.storage.backups.restore import tidy
 from services.storage.engine import Engine
 from services.storage.errors import StoreRefused
+from services.storage.freshness import Freshness
 from services.storage.http_cache import Answers, contract_version
 from services.storage.ingest import Ingest
 from services.storage.ingest_calls import IngestCalls
@@ -80,7 +81,8 @@ class StorageService(BaseService):
             metrics=self.metrics,
             settings=self.settings.answers,
         )
-        self.answers = Answers(cache, self.settings.answers)
+        fresh = Freshness(self.settings.answers.settling_seconds)
+        self.answers = Answers(cache, self.settings.answers, stored_until=fresh.stored_until)
         await self.answers.begin()
         stack.push_async_callback(self.engine.close)
         if self.engine.is_embedded:
@@ -88,11 +90,18 @@ class StorageService(BaseService):
         else:
             self.spawn(self._prepare_when_there(), "store")
         self.spawn(self._watch(), "store watch")
-        self._rolling = self.spawn(self._roll_up(), "rollups")
+        if self.settings.rollups.enabled:
+            self._rolling = self.spawn(self._roll_up(), "rollups")
         if self.settings.ingest.enabled:
             self.ingest = Ingest(
-                self.mesh.nats.url, self.engine, self.settings.ingest, self.metrics
+                self.mesh.nats.url,
+                self.engine,
+                self.settings.ingest,
+                self.metrics,
+                on_stored=fresh.on_stored,
             )
+            fresh.watch(self.ingest)
+            self.spawn(fresh.run(self.answers), "late rows")
             self.spawn(self.ingest.run(self.store_ready, self.stopping), "ingest")
 
     def register(self, server: grpc.aio.Server) -> None:
@@ -113,7 +122,9 @@ class StorageService(BaseService):
 
     def dependencies(self) -> Mapping[str, DependencyStatus]:
         """Tell the state of the database, and of the cache of answers."""
-        found = {"database": self._database_health(), "rollups": self.rollups.status()}
+        found = {"database": self._database_health()}
+        if self.settings.rollups.enabled:
+            found["rollups"] = self.rollups.status()
         if self.answers is not None:
             found["cache"] = self.answers.status()
         if self.ingest is not None:
@@ -170,7 +181,7 @@ class StorageService(BaseService):
             if self.answers is not None:
                 await self.answers.begin()
             self._rollups_end.clear()
-            if not self.stopping.is_set():
+            if self.settings.rollups.enabled and not self.stopping.is_set():
                 self._rolling = self.spawn(self._roll_up(), "rollups")
 
     async def _watch(self) -> None:

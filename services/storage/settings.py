@@ -57,7 +57,11 @@ class EngineSettings(SettingsModel):
 class RollupSettings(SettingsModel):
     """How often candles and spreads are made of new events."""
 
-    fine_seconds: float = Field(default=1.0, gt=0, le=60)
+    enabled: bool = True
+    """Whether this process makes them: of several on one database one is enough, more do the same
+    work again."""
+
+    fine_seconds: float = Field(default=2.0, gt=0, le=60)
     """Between two looks for new trades, seconds: candles of a second and of a minute. Answers have
     newer trades all the same; this bounds how many of them are counted at each question."""
 
