@@ -19,6 +19,7 @@ __all__ = [
     "SYNCED",
     "BookStore",
     "Held",
+    "Marks",
     "Place",
     "SnapshotRow",
     "Status",
@@ -105,6 +106,15 @@ class Status:
     detail: str
 
 
+class Marks(NamedTuple):
+    """What is told of a base's time beside its updates."""
+
+    statuses: list[Status]
+    """Changes of state that may concern it, as they were published."""
+    other_epochs: list[tuple[int, int]]
+    """Later epochs that updates are held of, and when the first of each was received."""
+
+
 def _moment(name: str) -> str:
     return f"fromUnixTimestamp64Nano({{{name}:Int64}}, 'UTC')"
 
@@ -134,9 +144,15 @@ _UPDATES: Final = (
     "AND epoch = {epoch:UInt64} AND sequence > {sequence:UInt64} AND sequence <= {last:UInt64}"
 )
 _STATUSES: Final = (
-    "SELECT toUnixTimestamp64Nano(time), epoch, sequence, CAST(state AS Int8), "
-    f"CAST(reason AS Int8), detail FROM order_book_status WHERE {_WHOSE} AND {_RANGE} "
-    "ORDER BY stream_created, stream_sequence"
+    "SELECT stream_created, stream_sequence, toUnixTimestamp64Nano(time), epoch, sequence, "
+    f"CAST(state AS Int8), CAST(reason AS Int8), detail FROM order_book_status "
+    f"WHERE {_WHOSE} AND {_RANGE}"
+)
+# The state -1 stands for an epoch that updates are held of. One statement is faster than two.
+_MARKS: Final = (
+    f"{_STATUSES} UNION ALL SELECT 0, 0, toUnixTimestamp64Nano(min(time)), epoch, 0, -1, 0, '' "
+    f"FROM order_book_update WHERE {_WHOSE} AND time > {_moment('begun')} "
+    f"AND time <= {_moment('until')} AND epoch > {{epoch:UInt64}} GROUP BY epoch"
 )
 _FOLLOWING: Final = (
     "SELECT min((next, at)) FROM ("
@@ -146,10 +162,6 @@ _FOLLOWING: Final = (
     "SELECT sequence + 1, toUnixTimestamp64Nano(time) FROM order_book_snapshot "
     f"WHERE {_WHOSE} AND {_RANGE} AND epoch = {{epoch:UInt64}} AND sequence > {{sequence:UInt64}} "
     "ORDER BY sequence LIMIT 1) HAVING count() > 0"
-)
-_OTHER_EPOCH: Final = (
-    "SELECT epoch, toUnixTimestamp64Nano(min(time)) FROM order_book_update "
-    f"WHERE {_WHOSE} AND {_RANGE} AND epoch > {{epoch:UInt64}} GROUP BY epoch ORDER BY epoch"
 )
 _NEXT_SNAPSHOT: Final = (
     "SELECT toUnixTimestamp64Nano(time), epoch, sequence FROM order_book_snapshot "
@@ -198,19 +210,26 @@ class BookStore:
         rows.sort()
         return [Update(*row) for row in rows]
 
-    async def statuses(self, base: Place, end: int) -> list[Status]:
-        """Give the changes of state that may concern a base until `end`, as they were published."""
-        rows = await self._rows(_STATUSES, base.time - _BEFORE_EPOCH, end)
-        return [
-            status
-            for row in rows
-            if (status := Status(*row)).epoch == base.epoch
-            or (status.time > base.time and (status.epoch == 0 or status.epoch > base.epoch))
-        ]
+    async def marks(self, base: Place, end: int, ahead: int) -> "Marks":
+        """Give what else is told of the time from a base to `end`, of statuses `ahead` longer."""
+        rows = await self._rows(
+            _MARKS, base.time - _BEFORE_EPOCH, end + ahead, epoch=base.epoch, begun=base.time,
+            until=min(end, MAX_TIME),
+        )  # fmt: skip
+        told = [_status(row) for row in sorted(rows) if row[5] >= 0]
+        return Marks(
+            [
+                status
+                for status in told
+                if status.epoch == base.epoch
+                or (status.time > base.time and (status.epoch == 0 or status.epoch > base.epoch))
+            ],
+            sorted((int(row[3]), int(row[2])) for row in rows if row[5] < 0),
+        )
 
     async def statuses_before(self, at: int) -> list[Status]:
         """Give the changes of state in the time before an instant, as they were published."""
-        return [Status(*row) for row in await self._rows(_STATUSES, at - BASE_WINDOW, at)]
+        return [_status(row) for row in sorted(await self._rows(_STATUSES, at - BASE_WINDOW, at))]
 
     async def following(self, epoch: int, sequence: int, near: int) -> Held | None:
         """Give what is held next of an epoch behind a sequence that was received at `near`."""
@@ -218,11 +237,6 @@ class BookStore:
             _FOLLOWING, near - _BEFORE_EPOCH, near + _FOLLOW_AHEAD, epoch=epoch, sequence=sequence
         )
         return Held(*rows[0][0]) if rows else None
-
-    async def other_epochs(self, base: Place, end: int) -> list[tuple[int, int]]:
-        """Give the later epochs that updates are held of, and the time of each one's first."""
-        rows = await self._rows(_OTHER_EPOCH, base.time + 1, end, epoch=base.epoch)
-        return [(int(epoch), int(time)) for epoch, time in rows]
 
     async def next_snapshot(self, after: int, epoch: int, sequence: int) -> Place | None:
         """Give the first snapshot received after an instant that is ahead of a place."""
@@ -262,6 +276,10 @@ def base_among(places: list[Place], at: int) -> Place | None:
     begin = at - BASE_WINDOW
     near = [place for place in places if begin <= place.time <= at]
     return _newest(near[:_CANDIDATES]) if near else None
+
+
+def _status(row: Row) -> Status:
+    return Status(*row[2:])
 
 
 def _newest(places: list[Place]) -> Place:

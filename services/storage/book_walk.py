@@ -67,11 +67,10 @@ class BookWalk:
 
     async def begin(self) -> None:
         """Read the base, and what lies ahead. Call it first; raises as `Engine.query` does."""
-        snapshot, _, self.statuses, self.other_epochs = await asyncio.gather(
+        snapshot, _, (self.statuses, self.other_epochs) = await asyncio.gather(
             self.store.snapshot(self.base),
             self._read_ahead(),
-            self.store.statuses(self.base, self._end + _STATUSES_AHEAD),
-            self.store.other_epochs(self.base, self._end),
+            self.store.marks(self.base, self._end, _STATUSES_AHEAD),
         )
         self._exchange_time = snapshot.exchange_time
         self._venue_sequence = snapshot.venue_sequence
