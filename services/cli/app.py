@@ -413,6 +413,47 @@ def instruments(
     raise typer.Exit(0 if count else EXIT_FAILURE)
 
 
+@app.command(rich_help_panel="Store")
+def integrity(
+    exchange: Annotated[
+        str,
+        typer.Argument(
+            help="Only this venue.", show_default=False, autocompletion=complete_exchange
+        ),
+    ] = "",
+    symbol: Annotated[
+        str,
+        typer.Argument(
+            help="Only this symbol of it.", show_default=False, autocompletion=complete_symbol
+        ),
+    ] = "",
+    day: Annotated[
+        str, typer.Option(help="UTC day such as 2026-11-24, or a range of them, A..B.")
+    ] = "today",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object a line, day and kind.")
+    ] = False,
+    address: Address = None,
+    data_dir: DataDir = None,
+    config_dir: ConfigDir = None,
+) -> None:
+    """Tell how whole each stored day is: coverage, gaps, what is missing, and why.
+
+    Exit status 1 when a day is not whole, or nothing is stored of it.
+    """
+    from datetime import UTC, datetime
+
+    from services.cli.client import gateway_address, run_async
+    from services.cli.integrity import days_of, print_integrity
+
+    with readable_errors():
+        first, last = days_of(day, datetime.now(UTC).date())
+        where = gateway_address(address, data_dir, config_dir)
+    with readable_errors(where):
+        whole = run_async(print_integrity(where, exchange, symbol, first, last, as_json=as_json))
+    raise typer.Exit(0 if whole else EXIT_FAILURE)
+
+
 @app.command(rich_help_panel="Recordings")
 def events(
     recordings: Annotated[
