@@ -10,6 +10,7 @@ import contextlib
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any, Final, Protocol
 
 from services.storage.engine import Engine, Row
@@ -22,6 +23,7 @@ _FIRST_ROWS: Final = 2048
 _FIRST_BOOKS: Final = 32  # a book may have megabytes
 _FEWEST_ROWS: Final = 32
 _GROWTH: Final = 8
+_EVENT: Final = itemgetter(-1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +159,7 @@ class Pieces:
 
     def _go_on(self, window: Window, rows: Sequence[Row]) -> None:
         if rows:
-            size = sum(len(row[-1]) for row in rows) // len(rows) + 1
+            size = sum(map(len, map(_EVENT, rows))) // len(rows) + 1
             fits = max(_FEWEST_ROWS, self._settings.piece_bytes // size)
             self._wanted = min(self._settings.piece_rows, fits)
         if len(rows) >= window.limit:

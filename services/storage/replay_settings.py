@@ -19,10 +19,10 @@ class ReplaySettings(SettingsModel):
     max_wildcards: int = Field(default=100, ge=1)
     """Those of them with a `*`."""
 
-    max_message_bytes: int = Field(default=256 * 1024, ge=1024)
+    max_message_bytes: int = Field(default=256 * 1024, ge=1)
     """A message carries events up to so many bytes, and one event at least."""
 
-    piece_bytes: int = Field(default=2 * 1024 * 1024, ge=1024)
+    piece_bytes: int = Field(default=2 * 1024 * 1024, ge=1)
     """Events of one table are read in pieces of about so many bytes; a stream holds two of them
     for each table that it reads."""
 
