@@ -150,8 +150,8 @@ class ListTradesResponse(_message.Message):
 
     @_builtins.property
     def gaps(self) -> _containers.RepeatedCompositeFieldContainer[_integrity_event_pb2.IntegrityEvent]:
-        """Ledger entries that touch the time from the first to the last item, or the whole range when there
-        is none; at most 1000.
+        """Ledger entries that touch the time that this page covers: from the page before it, or the begin of
+        the range, to its last item, or the end of the range on the last page; at most 1000.
         """
 
     def __init__(
@@ -252,8 +252,8 @@ class ListCandlesResponse(_message.Message):
 
     @_builtins.property
     def gaps(self) -> _containers.RepeatedCompositeFieldContainer[_integrity_event_pb2.IntegrityEvent]:
-        """Ledger entries that touch the time from the first to the last item, or the whole range when there
-        is none; at most 1000.
+        """Ledger entries that touch the time that this page covers: from the page before it, or the begin of
+        the range, to its last item, or the end of the range on the last page; at most 1000.
         """
 
     def __init__(
@@ -338,8 +338,8 @@ class ListTickersResponse(_message.Message):
 
     @_builtins.property
     def gaps(self) -> _containers.RepeatedCompositeFieldContainer[_integrity_event_pb2.IntegrityEvent]:
-        """Ledger entries that touch the time from the first to the last item, or the whole range when there
-        is none; at most 1000.
+        """Ledger entries that touch the time that this page covers: from the page before it, or the begin of
+        the range, to its last item, or the end of the range on the last page; at most 1000.
         """
 
     def __init__(
@@ -424,8 +424,8 @@ class ListBestBidOffersResponse(_message.Message):
 
     @_builtins.property
     def gaps(self) -> _containers.RepeatedCompositeFieldContainer[_integrity_event_pb2.IntegrityEvent]:
-        """Ledger entries that touch the time from the first to the last item, or the whole range when there
-        is none; at most 1000.
+        """Ledger entries that touch the time that this page covers: from the page before it, or the begin of
+        the range, to its last item, or the end of the range on the last page; at most 1000.
         """
 
     def __init__(
@@ -514,8 +514,8 @@ class ListFundingRatesResponse(_message.Message):
 
     @_builtins.property
     def gaps(self) -> _containers.RepeatedCompositeFieldContainer[_integrity_event_pb2.IntegrityEvent]:
-        """Ledger entries that touch the time from the first to the last item, or the whole range when there
-        is none; at most 1000.
+        """Ledger entries that touch the time that this page covers: from the page before it, or the begin of
+        the range, to its last item, or the end of the range on the last page; at most 1000.
         """
 
     def __init__(
@@ -600,8 +600,8 @@ class ListMarkPricesResponse(_message.Message):
 
     @_builtins.property
     def gaps(self) -> _containers.RepeatedCompositeFieldContainer[_integrity_event_pb2.IntegrityEvent]:
-        """Ledger entries that touch the time from the first to the last item, or the whole range when there
-        is none; at most 1000.
+        """Ledger entries that touch the time that this page covers: from the page before it, or the begin of
+        the range, to its last item, or the end of the range on the last page; at most 1000.
         """
 
     def __init__(
@@ -686,8 +686,8 @@ class ListIndexPricesResponse(_message.Message):
 
     @_builtins.property
     def gaps(self) -> _containers.RepeatedCompositeFieldContainer[_integrity_event_pb2.IntegrityEvent]:
-        """Ledger entries that touch the time from the first to the last item, or the whole range when there
-        is none; at most 1000.
+        """Ledger entries that touch the time that this page covers: from the page before it, or the begin of
+        the range, to its last item, or the end of the range on the last page; at most 1000.
         """
 
     def __init__(
@@ -772,8 +772,8 @@ class ListOpenInterestsResponse(_message.Message):
 
     @_builtins.property
     def gaps(self) -> _containers.RepeatedCompositeFieldContainer[_integrity_event_pb2.IntegrityEvent]:
-        """Ledger entries that touch the time from the first to the last item, or the whole range when there
-        is none; at most 1000.
+        """Ledger entries that touch the time that this page covers: from the page before it, or the begin of
+        the range, to its last item, or the end of the range on the last page; at most 1000.
         """
 
     def __init__(
@@ -858,8 +858,8 @@ class ListLiquidationsResponse(_message.Message):
 
     @_builtins.property
     def gaps(self) -> _containers.RepeatedCompositeFieldContainer[_integrity_event_pb2.IntegrityEvent]:
-        """Ledger entries that touch the time from the first to the last item, or the whole range when there
-        is none; at most 1000.
+        """Ledger entries that touch the time that this page covers: from the page before it, or the begin of
+        the range, to its last item, or the end of the range on the last page; at most 1000.
         """
 
     def __init__(
@@ -954,8 +954,8 @@ class ListLongShortRatiosResponse(_message.Message):
 
     @_builtins.property
     def gaps(self) -> _containers.RepeatedCompositeFieldContainer[_integrity_event_pb2.IntegrityEvent]:
-        """Ledger entries that touch the time from the first to the last item, or the whole range when there
-        is none; at most 1000.
+        """Ledger entries that touch the time that this page covers: from the page before it, or the begin of
+        the range, to its last item, or the end of the range on the last page; at most 1000.
         """
 
     def __init__(
@@ -1040,8 +1040,8 @@ class ListVolatilityIndexesResponse(_message.Message):
 
     @_builtins.property
     def gaps(self) -> _containers.RepeatedCompositeFieldContainer[_integrity_event_pb2.IntegrityEvent]:
-        """Ledger entries that touch the time from the first to the last item, or the whole range when there
-        is none; at most 1000.
+        """Ledger entries that touch the time that this page covers: from the page before it, or the begin of
+        the range, to its last item, or the end of the range on the last page; at most 1000.
         """
 
     def __init__(
@@ -1126,8 +1126,8 @@ class ListOptionGreeksResponse(_message.Message):
 
     @_builtins.property
     def gaps(self) -> _containers.RepeatedCompositeFieldContainer[_integrity_event_pb2.IntegrityEvent]:
-        """Ledger entries that touch the time from the first to the last item, or the whole range when there
-        is none; at most 1000.
+        """Ledger entries that touch the time that this page covers: from the page before it, or the begin of
+        the range, to its last item, or the end of the range on the last page; at most 1000.
         """
 
     def __init__(

@@ -30,8 +30,9 @@ class HistoryServiceStub:
     """Everything that was collected: events by kind, books at any instant, replay, files, and the
     ledger of what is missing.
 
-    Ranges are of exchange_time where the venue tells one, else of receive_time: start_time is
-    inclusive and the oldest held when unset, end_time is exclusive and now when unset. Answers are
+    Ranges are of exchange_time where the venue tells one, else of receive_time; of order books and of
+    the ledger always of receive_time, of candles of open_time. start_time is inclusive and the oldest
+    held when unset, end_time is exclusive and now when unset. Answers are
     oldest first unless descending is set. Every list answer names the ledger's gaps that touch what
     it covers, so that a missing event is never taken for one that did not happen.
 
@@ -112,8 +113,9 @@ class HistoryServiceAsyncStub(HistoryServiceStub):
     """Everything that was collected: events by kind, books at any instant, replay, files, and the
     ledger of what is missing.
 
-    Ranges are of exchange_time where the venue tells one, else of receive_time: start_time is
-    inclusive and the oldest held when unset, end_time is exclusive and now when unset. Answers are
+    Ranges are of exchange_time where the venue tells one, else of receive_time; of order books and of
+    the ledger always of receive_time, of candles of open_time. start_time is inclusive and the oldest
+    held when unset, end_time is exclusive and now when unset. Answers are
     oldest first unless descending is set. Every list answer names the ledger's gaps that touch what
     it covers, so that a missing event is never taken for one that did not happen.
 
@@ -190,8 +192,9 @@ class HistoryServiceServicer(metaclass=_abc_1.ABCMeta):
     """Everything that was collected: events by kind, books at any instant, replay, files, and the
     ledger of what is missing.
 
-    Ranges are of exchange_time where the venue tells one, else of receive_time: start_time is
-    inclusive and the oldest held when unset, end_time is exclusive and now when unset. Answers are
+    Ranges are of exchange_time where the venue tells one, else of receive_time; of order books and of
+    the ledger always of receive_time, of candles of open_time. start_time is inclusive and the oldest
+    held when unset, end_time is exclusive and now when unset. Answers are
     oldest first unless descending is set. Every list answer names the ledger's gaps that touch what
     it covers, so that a missing event is never taken for one that did not happen.
 
