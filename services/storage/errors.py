@@ -4,7 +4,7 @@ from typing import Final
 
 from services.shared.errors import Internal, Unavailable
 
-__all__ = ["StoreRefused", "StoreUnavailable", "classify"]
+__all__ = ["StoreRefused", "StoreUnavailable", "classify", "may_be_the_data"]
 
 
 class StoreUnavailable(Unavailable):
@@ -99,6 +99,25 @@ def classify(
     return StoreUnavailable(
         f"{what}: the database cannot now: {text or type(error).__name__}", metadata={"code": code}
     )
+
+
+# Codes that are outages of an insert, whatever is inserted.
+_EXHAUSTED: Final = frozenset({
+    159,  # TIMEOUT_EXCEEDED
+    160,  # TOO_SLOW
+    173,  # CANNOT_ALLOCATE_MEMORY
+    236,  # ABORTED
+    241,  # MEMORY_LIMIT_EXCEEDED
+})  # fmt: skip
+
+
+def may_be_the_data(error: StoreUnavailable) -> bool:
+    """Tell whether an insert's failure that counts as an outage could be for what is inserted.
+
+    The database has a thousand error codes; one that is not known to speak of the data may do so.
+    """
+    code = int(error.metadata.get("code", 0))
+    return bool(code) and code not in _OUTAGES and code not in _EXHAUSTED
 
 
 def _is_undecodable(error: BaseException | None) -> bool:

@@ -9,7 +9,7 @@ table is asked which of the places that come again it holds; those are left out.
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from google.protobuf.message import DecodeError
 
@@ -18,7 +18,7 @@ from services.shared.jetstream import Lost, PullBatch, PullConsumer, PullOptions
 from services.shared.log import get_logger
 from services.storage.dead_letters import DeadLetters
 from services.storage.engine import Engine, Row
-from services.storage.errors import StoreRefused, StoreUnavailable
+from services.storage.errors import StoreRefused, StoreUnavailable, may_be_the_data
 from services.storage.ingest_batch import Refused, Rows, store_good_rows
 from services.storage.ingest_settings import IngestSettings
 from services.storage.ingest_state import IngestState
@@ -29,6 +29,10 @@ __all__ = ["TableIngest"]
 # JetStream counts what surrounds a payload, and a batch that is full of small events holds more of
 # that than of them.
 _ENVELOPE: Final = 160
+# So often a batch fails with a code that may be for its data before it is taken apart for it.
+_ATTEMPTS: Final = 5
+# A server's answer to an insert of nothing that it would have taken: NO_DATA_TO_INSERT.
+_NO_DATA: Final = "108"
 
 
 class TableIngest:
@@ -43,6 +47,7 @@ class TableIngest:
         dead_letters: DeadLetters,
         *,
         on_batch: Callable[[Table, int, int, float], None] | None = None,
+        on_stored: Callable[[Table, Rows], None] | None = None,
     ) -> None:
         self.table = table
         self.state = IngestState()
@@ -65,6 +70,7 @@ class TableIngest:
         self._settings = settings
         self._dead_letters = dead_letters
         self._on_batch = on_batch
+        self._on_stored = on_stored
         self._log = get_logger(table=table.name)
         self._session: PullSession | None = None
         self._attempted = (0, 0)
@@ -96,17 +102,22 @@ class TableIngest:
         self._session = None
         self._attempted = (0, 0)
 
-    async def _store(self, batch: PullBatch, stop: asyncio.Future[bool]) -> None:
+    async def _store(self, batch: PullBatch, stop: "asyncio.Future[Any]") -> None:
         """Store a batch however long it takes, unless it comes again anyway."""
         delay = self._settings.retry_seconds
         set_aside: set[int] = set()
         begun = time.time()
+        doubts = 0
         while True:
             try:
-                await self._attempt(batch, set_aside)
+                await self._attempt(batch, set_aside, in_doubt=doubts >= _ATTEMPTS)
                 break
             except MarketPrismError as error:
                 self._failed(error, begun)
+                if isinstance(error, StoreUnavailable) and may_be_the_data(error):
+                    doubts += 1
+                else:
+                    doubts = 0
             except Exception as error:
                 # Whatever it is, giving up would stop this table for good.
                 self._log.exception("storing failed")
@@ -120,7 +131,9 @@ class TableIngest:
         self.consumer.acknowledge(batch)
         self._succeeded(batch)
 
-    async def _attempt(self, batch: PullBatch, set_aside: set[int]) -> None:
+    async def _attempt(
+        self, batch: PullBatch, set_aside: set[int], *, in_doubt: bool = False
+    ) -> None:
         await self._enter(batch)
         created = batch.session.stream_created
         received = batch.received
@@ -135,7 +148,11 @@ class TableIngest:
         self._attempted = (created, batch.last_sequence)
         begun = time.perf_counter()
         try:
-            refused = await store_good_rows(rows, self._insert, self.table.message, self._stored)
+            insert = self._insert
+            if in_doubt:
+                await self._insert_nothing()
+                insert = self._insert_in_doubt
+            refused = await store_good_rows(rows, insert, self.table.message, self._stored)
             self._outcome_is_unknown = False
             await self._set_aside(batch, refused, set_aside)
         except BaseException:
@@ -156,8 +173,28 @@ class TableIngest:
             self._outcome_is_unknown = True
             raise
 
+    async def _insert_nothing(self) -> None:
+        """Raise `StoreUnavailable` when the table takes no insert, whatever it is."""
+        try:
+            await self._engine.insert(self.table, b"")
+        except StoreUnavailable as error:
+            if error.metadata.get("code") != _NO_DATA:
+                raise
+
+    async def _insert_in_doubt(self, block: bytes) -> None:
+        """Insert, and take a failure that may be for the data as a refusal."""
+        try:
+            await self._insert(block)
+        except StoreUnavailable as error:
+            if not may_be_the_data(error):
+                raise
+            code = int(error.metadata["code"])
+            raise StoreRefused(f"{error.message} ({_ATTEMPTS} times)", code) from error
+
     def _stored(self, rows: Rows) -> None:
         self.state.rows += len(rows)
+        if self._on_stored is not None:
+            self._on_stored(self.table, rows)
 
     # What is not clear.
 

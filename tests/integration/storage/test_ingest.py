@@ -335,6 +335,32 @@ async def test_a_database_that_is_away_is_waited_for_and_the_broker_keeps_the_re
     each_once(await stored(flaky), 2000)
 
 
+class Odd(Engine):
+    """A real engine that fails at one message with a code that nobody knows."""
+
+    async def insert(self, table, block):  # type: ignore[no-untyped-def]  # as the base
+        if b"ODD" in block:
+            raise StoreUnavailable("insert: the database cannot now", metadata={"code": 4711})
+        await super().insert(table, block)
+
+
+async def test_a_message_that_fails_for_an_unknown_reason_again_and_again_is_set_aside(
+    nats: NatsServer, publisher: Publisher, engine: Engine
+) -> None:
+    engine.__class__ = Odd
+    await publish(publisher, range(20))
+    odd = trade(20, "ODD")
+    assert publisher.publish(TRADE.format("ODD"), odd.SerializeToString(), "odd")
+    await publish(publisher, range(20, 40))
+    async with ingesting(nats.url, engine) as ingest:
+        await until(lambda: ingest.tables["trade"].state.rejected == 1, "it is set aside")
+        assert await stored(engine) == [*range(1, 21), *range(22, 42)]
+        assert publisher.publish(TRADE.format("ODD"), odd.SerializeToString(), "odd again")
+        await until(lambda: ingest.tables["trade"].state.rejected == 2, "one alone is, too")
+    (first, _) = await read_all(nats.url, "DEAD_LETTER")
+    assert first.headers["Marketprism-Error-Code"] == "4711"
+
+
 async def test_a_missing_dead_letter_stream_holds_up_one_table_and_says_so(
     nats: NatsServer, publisher: Publisher, engine: Engine
 ) -> None:
