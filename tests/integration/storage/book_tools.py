@@ -158,6 +158,13 @@ class Story:
     epoch: int = 0
     sequence: int = 0
     book: dict[tuple[str, int], int] = field(default_factory=dict)
+    lost: list[Any] = field(default_factory=list)
+    """Events that never get into the store."""
+
+    @property
+    def held(self) -> list[Any]:
+        """What gets into the store."""
+        return [event for event in self.events if not any(event is lost for lost in self.lost)]
 
     def at(self, seconds: float) -> int:
         """Give the instant, nanoseconds since 1970."""
