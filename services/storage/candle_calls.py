@@ -39,8 +39,12 @@ from services.storage.validators import (
 __all__ = ["SETTLE_SECONDS", "CandleCalls"]
 
 SETTLE_SECONDS: Final = 5
-"""A candle of trades is called closed so long after its end: until then its last trades come."""
+"""A candle of trades is called closed so long after its end, unless trades of that time
+wait to be stored."""
 
+# The broker keeps trades for a day: what ended earlier waits for nothing, also while the broker is
+# away and cannot say how much it holds.
+_BACKLOG_SECONDS: Final = 86_400
 _LONGEST: Final = 31 * 86_400
 _DEFAULT: Final = 60
 _GROWTH: Final = 4
@@ -67,19 +71,13 @@ class CandleCalls:
         answers: Answers,
         *,
         now: Callable[[], int] = time.time_ns,
-        stored_until: Callable[[], int] | None = None,
     ) -> None:
-        """Read from `engine`; `now` gives nanoseconds since 1970.
-
-        `stored_until` gives the instant up to which everything received is stored; absent means
-        now.
-        """
+        """Read from `engine`; `now` gives nanoseconds since 1970."""
         self._engine = engine
         self._reads = CandleReads(engine)
         self._known = known
         self._answers = answers
         self._now = now
-        self._stored_until = stored_until or now
 
     async def ListCandles(self, request: pb.ListCandlesRequest, context: Context) -> bytes:
         """Answer candles."""
@@ -130,7 +128,9 @@ class CandleCalls:
         return VenueCandles(self._engine, exchange, symbol, interval, monday(interval))
 
     def _settled_until(self) -> int:
-        return min(self._stored_until(), self._now()) - SETTLE_SECONDS * NANOS
+        now = self._now()
+        stored = min(now, self._answers.stored_until()) - SETTLE_SECONDS * NANOS
+        return max(stored, now - _BACKLOG_SECONDS * NANOS)
 
     async def _answer(
         self,

@@ -177,13 +177,17 @@ class Answers:
             await self._cache.void(f"{exchange}/{symbol}")
             await self._cache.void(_ALL_INSTRUMENTS)
 
+    def stored_until(self) -> int:
+        """Give the instant up to which everything received is stored, nanoseconds since 1970."""
+        return min(self._now(), self._stored_until())
+
     def status(self) -> DependencyStatus:
         """Tell the state of the cache, for the service's `dependencies`."""
         return self._cache.status()
 
     def _age(self, end: int | None) -> float:
         """Give how long ago a range has ended, seconds; negative when it has not."""
-        return -1.0 if end is None else (min(self._now(), self._stored_until()) - end) / _NANOS
+        return -1.0 if end is None else (self.stored_until() - end) / _NANOS
 
 
 async def mark_immutable(

@@ -15,9 +15,12 @@ from marketprism.history.v1 import history_service_pb2 as pb
 from marketprism.history.v1.store_pb2 import Statistics
 from marketprism.market.v1 import common_pb2, events_pb2, instrument_pb2
 
+from services.shared.cache import Cache, MemoryStore
 from services.shared.errors import InvalidArgument, NotFound
+from services.shared.telemetry import Metrics
 from services.storage.candle_calls import SETTLE_SECONDS, CandleCalls
 from services.storage.engine import Engine
+from services.storage.http_cache import Answers
 from services.storage.known import KnownInstruments
 from services.storage.rollup_sql import ROLLUP_TABLES
 from services.storage.rollups import Rollups
@@ -311,6 +314,24 @@ async def test_the_open_candle_is_there_and_open(engine: Engine) -> None:
     for seconds, closed in ((31, False), (60, False), (60 + SETTLE_SECONDS, True)):
         found = await ask(candle_calls(engine, (BEGIN + seconds) * NANOS))
         assert [each.closed for each in found.candles] == [closed], f"{seconds} s"
+
+
+async def test_a_candle_stays_open_while_its_trades_wait(engine: Engine) -> None:
+    """A backlog keeps candles open, but not longer than the broker holds trades."""
+    await store(engine, "trade", [(1, trade((BEGIN + 30) * NANOS))])
+    waiting = (BEGIN + 40) * NANOS
+    answers = Answers(
+        Cache(MemoryStore(1), "history", "test", metrics=Metrics("storage")),
+        stored_until=lambda: waiting,
+    )
+    for later, closed in ((3600, False), (DAY + 60, True)):
+        calls = CandleCalls(
+            engine,
+            KnownInstruments(engine),
+            answers,
+            now=lambda seconds=BEGIN + later: seconds * NANOS,  # type: ignore[misc]
+        )
+        assert [each.closed for each in (await ask(calls, page_size=2)).candles] == [closed]
 
 
 async def test_nothing_is_filled_into_the_future(engine: Engine) -> None:
