@@ -47,6 +47,14 @@ def trade(
     return made
 
 
+def trade_at(place: int) -> events_pb2.Trade:
+    """Make the trade at a place of a stream: every tenth is late, every seventh comes twice."""
+    number = place - place % 7 // 6
+    late = number % 10 == 9
+    time = (BEGIN + number // 40 - (3600 if late else 0)) * NANOS + number
+    return trade(time, str(100 + number % 13), f"{number % 17}.5", number=number)
+
+
 def instrument(symbol: str, unit: int) -> instrument_pb2.Instrument:
     """Describe an instrument whose quantities are in a unit."""
     made = instrument_pb2.Instrument(exchange="binance", symbol=symbol, contract_size="1")

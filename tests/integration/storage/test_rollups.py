@@ -1,6 +1,7 @@
 """Derived rows equal what the events held give, whatever comes when, and whatever is cut short."""
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from decimal import Decimal
 from pathlib import Path
@@ -27,9 +28,11 @@ from tests.integration.storage.rollup_tools import (
     naive_candles,
     store,
     trade,
+    trade_at,
 )
 from tests.integration.storage.store_tools import open_store
 
+PROCESS = "tests.integration.storage.rollup_process"
 EVERYTHING = (*ROLLUP_TABLES, "trade", "best_bid_offer", "applied_rollup")
 
 
@@ -163,6 +166,34 @@ async def test_candles_equal_the_trades_held(
     assert not await rollups.step_fine(), "nothing is left to do"
     assert not await rollups.step_coarse(), "nothing is left to do"
     await rollups.close()
+
+
+async def test_a_killed_process_loses_and_doubles_nothing(tmp_path: Path) -> None:
+    """`kill -9` while trades are stored and candles are made, again and again."""
+    stored = 0
+    for lives in (1, 12, 31):
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", PROCESS, tmp_path, str(stored + 1), stdout=asyncio.subprocess.PIPE
+        )
+        assert process.stdout is not None
+        try:
+            async with asyncio.timeout(60):
+                for _ in range(lives):
+                    while not (line := await process.stdout.readline()).strip().isdigit():
+                        assert line, "the process ended by itself"
+        finally:
+            process.kill()
+            rest = await process.stdout.read()
+            await process.wait()
+        # What was inserted after the last word is not known, and is inserted again.
+        stored = int((line + rest).split()[-1])
+    async with open_store(tmp_path) as engine:
+        rollups = Rollups(engine)
+        await rollups.catch_up()
+        await rollups.close()
+        rows = await engine.query("SELECT stream_sequence FROM trade FINAL ORDER BY 1")
+        assert len(rows) > 1000
+        await check(engine, [trade_at(place) for (place,) in rows])
 
 
 async def test_rows_that_come_out_of_order_are_rolled_up(engine: Engine) -> None:
