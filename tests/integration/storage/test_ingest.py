@@ -1,6 +1,7 @@
 """Events come from the broker into their tables, each exactly once, whatever dies or is refused."""
 
 import asyncio
+import os
 import random
 import time
 from collections.abc import AsyncIterator
@@ -34,6 +35,9 @@ from tests.integration.storage.ingest_tools import (
     until_stored,
 )
 from tests.integration.storage.store_tools import no_context, open_store
+
+KILLS = int(os.environ.get("MARKETPRISM_INGEST_KILLS", "8"))
+"""How often the process is killed; more for a soak."""
 
 
 @pytest.fixture
@@ -103,8 +107,10 @@ async def test_a_process_that_is_killed_again_and_again_stores_everything_once(
     worker = Worker(nats.url, tmp_path / "store")
     count = 0
     try:
-        for _ in range(8):
+        for _ in range(KILLS):
             await worker.start()
+            if random.random() < 0.3:
+                nats.child.kill()
             for _ in range(random.randint(1, 8)):
                 await publish(publisher, range(count, count + 300))
                 count += 300
