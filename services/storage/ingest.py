@@ -8,7 +8,7 @@ the broker: no more than two batches a table are held here.
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Any, Final
 
 from marketprism.history.v1 import store_pb2
@@ -17,6 +17,7 @@ from services.shared.health import DependencyStatus
 from services.shared.telemetry import Metrics
 from services.storage.dead_letters import DeadLetters
 from services.storage.engine import Engine
+from services.storage.ingest_batch import Rows
 from services.storage.ingest_settings import IngestSettings
 from services.storage.ingest_table import TableIngest
 from services.storage.tables import TABLES, Table
@@ -38,7 +39,10 @@ class Ingest:
         settings: IngestSettings,
         metrics: Metrics,
         tables: Iterable[Table] = TABLES.values(),
+        *,
+        on_stored: Callable[[Table, Rows], None] | None = None,
     ) -> None:
+        """Store what comes of these tables; `on_stored` is told of rows that can be read now."""
         self._settings = settings
         self._dead_letters = DeadLetters(url)
         self._rows = metrics.counter("ingest_rows", "Events stored.", ["table"])
@@ -51,7 +55,13 @@ class Ingest:
         )
         self.tables = {
             table.name: TableIngest(
-                url, table, engine, settings, self._dead_letters, on_batch=self._count
+                url,
+                table,
+                engine,
+                settings,
+                self._dead_letters,
+                on_batch=self._count,
+                on_stored=on_stored,
             )
             for table in tables
         }

@@ -18,6 +18,7 @@ from marketprism.market.v1 import events_pb2
 
 from services.gateway.service import GatewayService
 from services.gateway.settings import ListenerSettings
+from services.storage.ingest_settings import IngestSettings
 from services.storage.service import StorageService
 from services.storage.settings import StorageSettings
 from services.storage.sql_settings import SqlSettings
@@ -51,7 +52,10 @@ class Rest:
 async def rest(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rest]:
     directory: Path = tmp_path_factory.mktemp("history")
     mesh = base_settings(directory)
-    settings = StorageSettings(sql=SqlSettings(enabled=True, max_rows_read=10**15))
+    # Without a broker it could not be known what is still to come.
+    settings = StorageSettings(
+        ingest=IngestSettings(enabled=False), sql=SqlSettings(enabled=True, max_rows_read=10**15)
+    )
     async with contextlib.AsyncExitStack() as stack:
         storage = await stack.enter_async_context(StorageService(mesh, settings).running())
         rows = []
