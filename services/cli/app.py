@@ -414,6 +414,59 @@ def instruments(
 
 
 @app.command(rich_help_panel="Store")
+def replay(
+    instruments: Annotated[
+        list[str] | None,
+        typer.Argument(help='Instruments as "exchange/symbol"; "*" matches any characters.'),
+    ] = None,
+    kinds: Annotated[
+        str, typer.Option(help="Kinds of event, comma-separated, such as trade,order_book.")
+    ] = "trade",
+    start: Annotated[
+        str, typer.Option("--from", help="Begin, by receive time, such as 2026-11-24T16:00:00Z.")
+    ] = "",
+    end: Annotated[str, typer.Option("--to", help="End; now by default.")] = "",
+    speed: Annotated[
+        str, typer.Option(help="Seconds of the past that pass in one, 0.01 to 10000.")
+    ] = "1",
+    unpaced: Annotated[bool, typer.Option("--unpaced", help="As fast as it is read.")] = False,
+    longest_pause: Annotated[
+        float | None, typer.Option(help="Pauses are cut to so many seconds.", min=0)
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    address: Address = None,
+    data_dir: DataDir = None,
+    config_dir: ConfigDir = None,
+) -> None:
+    """Print stored history as it came live: at its own pace, faster, or as fast as possible."""
+    from services.cli.client import gateway_address, run_async
+    from services.cli.replay import moment, print_replay, speed_of
+    from services.shared.errors import InvalidArgument
+
+    with readable_errors():
+        if not start:
+            raise InvalidArgument("--from: expected a time such as 2026-11-24T16:00:00Z, got none")
+        begin, until = moment(start), moment(end) if end else None
+        pace = speed_of(speed, unpaced=unpaced)
+        where = gateway_address(address, data_dir, config_dir)
+    with readable_errors(where), contextlib.suppress(KeyboardInterrupt):
+        run_async(
+            print_replay(
+                where,
+                instruments or ["*/*"],
+                _split([kinds]),
+                begin,
+                until,
+                speed=pace,
+                longest_pause=longest_pause,
+                as_json=as_json,
+                quiet=quiet,
+            )
+        )
+
+
+@app.command(rich_help_panel="Store")
 def integrity(
     exchange: Annotated[
         str,

@@ -10,7 +10,7 @@ from marketprism.market.v1.market_event_pb2 import MarketEvent, StreamState
 
 from services.shared.errors import InvalidArgument
 
-__all__ = ["watch"]
+__all__ = ["event_json", "event_line", "watch"]
 
 _SHOWN = (
     "price", "quantity", "side", "last_price", "mark_price", "index_price", "funding_rate",
@@ -41,7 +41,7 @@ async def watch(
                 if event.WhichOneof("event") == "stream_status" and not as_json:
                     _tell(event)
                     continue
-                print(_json(event) if as_json else _line(event), flush=True)
+                print(event_json(event) if as_json else event_line(event), flush=True)
                 if left is not None and event.WhichOneof("event") != "stream_status":
                     left -= 1
                     if left == 0:
@@ -50,7 +50,8 @@ async def watch(
             raise InvalidArgument(str(error)) from error
 
 
-def _json(event: MarketEvent) -> str:
+def event_json(event: MarketEvent) -> str:
+    """Give an event as one line of JSON, with the names of the contract."""
     text: str = MessageToJson(event, preserving_proto_field_name=True, indent=None)
     return text
 
@@ -64,7 +65,8 @@ def _tell(event: MarketEvent) -> None:
     print(" ".join(filter(None, (state, status.reason, about, status.message))), file=sys.stderr)
 
 
-def _line(event: MarketEvent) -> str:
+def event_line(event: MarketEvent) -> str:
+    """Give an event as one line for a person."""
     kind = event.WhichOneof("event") or ""
     fields: dict[str, Any] = MessageToDict(getattr(event, kind), preserving_proto_field_name=True)
     told = [f"{name}={fields[name]}" for name in _SHOWN if name in fields]

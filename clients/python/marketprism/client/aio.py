@@ -7,7 +7,9 @@ from typing import Any
 
 import grpc
 from marketprism.client.book import BrokenBookError, OrderBook
+from marketprism.client.past import Moment, Replay, replay_of
 from marketprism.client.session import ClientError, Session, metadata_of, wish
+from marketprism.history.v1.history_service_pb2_grpc import HistoryServiceStub
 from marketprism.market.v1 import market_data_service_pb2 as pb
 from marketprism.market.v1.events_pb2 import Ticker, Trade
 from marketprism.market.v1.instrument_pb2 import Instrument
@@ -41,6 +43,7 @@ class AsyncClient:
             else grpc.aio.secure_channel(address, credentials, options)
         )
         self._stub: Any = MarketDataServiceStub(self._channel)
+        self._history: Any = HistoryServiceStub(self._channel)
         self._metadata = metadata_of(token)
 
     async def __aenter__(self) -> "AsyncClient":
@@ -121,7 +124,54 @@ class AsyncClient:
         async for _ in self._messages(session):
             yield book
 
+    async def replay(
+        self,
+        instruments: Sequence[str] | str,
+        kinds: Sequence[str | int],
+        start: Moment,
+        end: Moment | None = None,
+        **options: Any,
+    ) -> AsyncIterator[MarketEvent]:
+        """Give the events of a past range as `subscribe` gave them then, and end.
+
+        `start` and `end` are by receive time: aware datetimes, or nanoseconds since 1970; `end` is
+        now unless told. Options are those of `replay_of`: speed, longest_pause, on_gap. Raises
+        ClientError when refused, and when not everything came.
+        """
+        async for events in self._past(replay_of(instruments, kinds, start, end, **options)):
+            for event in events:
+                yield event
+
+    async def replay_book(
+        self, exchange: str, symbol: str, start: Moment, end: Moment | None = None, **options: Any
+    ) -> AsyncIterator[OrderBook]:
+        """Give one and the same book as `follow_book` did then; options as for `replay`."""
+        replay = replay_of(f"{exchange}/{symbol}", ["order_book"], start, end, **options)
+        book = replay.session.book(exchange, symbol)
+        async for _ in self._past(replay):
+            yield book
+
     # Inside
+
+    async def _past(self, replay: Replay) -> AsyncIterator[list[MarketEvent]]:
+        call = self._history.ReplayMarketData(replay.request, metadata=self._metadata)
+        try:
+            while True:
+                async with asyncio.timeout(replay.session.wish.patience):
+                    response = await call.read()
+                if response is grpc.aio.EOF:
+                    break
+                yield replay.take(response)
+            code = await call.code()
+            if code != grpc.StatusCode.OK:
+                raise ClientError(f"{code.name}: {await call.details()}")
+        except grpc.RpcError as error:
+            raise ClientError(f"{error.code().name}: {error.details()}") from error
+        except TimeoutError:
+            raise ClientError("no heartbeat came") from None
+        finally:
+            call.cancel()
+        replay.finish()
 
     async def _messages(self, session: Session) -> AsyncIterator[list[MarketEvent]]:
         while True:

@@ -9,7 +9,9 @@ from typing import Any
 
 import grpc
 from marketprism.client.book import BrokenBookError, OrderBook
+from marketprism.client.past import Moment, Replay, replay_of
 from marketprism.client.session import ClientError, Session, metadata_of, wish
+from marketprism.history.v1.history_service_pb2_grpc import HistoryServiceStub
 from marketprism.market.v1 import market_data_service_pb2 as pb
 from marketprism.market.v1.events_pb2 import Ticker, Trade
 from marketprism.market.v1.instrument_pb2 import Instrument
@@ -43,6 +45,7 @@ class Client:
             else grpc.secure_channel(address, credentials, options)
         )
         self._stub = MarketDataServiceStub(self._channel)
+        self._history = HistoryServiceStub(self._channel)
         self._metadata = metadata_of(token)
 
     def __enter__(self) -> "Client":
@@ -116,7 +119,49 @@ class Client:
         for _ in self._messages(session):
             yield book
 
+    def replay(
+        self,
+        instruments: Sequence[str] | str,
+        kinds: Sequence[str | int],
+        start: Moment,
+        end: Moment | None = None,
+        **options: Any,
+    ) -> Iterator[MarketEvent]:
+        """Give the events of a past range as `subscribe` gave them then, and end.
+
+        `start` and `end` are by receive time: aware datetimes, or nanoseconds since 1970; `end` is
+        now unless told. Options are those of `replay_of`: speed, longest_pause, on_gap. Raises
+        ClientError when refused, and when not everything came.
+        """
+        for events in self._past(replay_of(instruments, kinds, start, end, **options)):
+            yield from events
+
+    def replay_book(
+        self, exchange: str, symbol: str, start: Moment, end: Moment | None = None, **options: Any
+    ) -> Iterator[OrderBook]:
+        """Give one and the same book as `follow_book` did then; options as for `replay`."""
+        replay = replay_of(f"{exchange}/{symbol}", ["order_book"], start, end, **options)
+        book = replay.session.book(exchange, symbol)
+        for _ in self._past(replay):
+            yield book
+
     # Inside
+
+    def _past(self, replay: Replay) -> Iterator[list[MarketEvent]]:
+        call = self._history.ReplayMarketData(replay.request, metadata=self._metadata)
+        watch = _Watch(replay.session.wish.patience, call.cancel)
+        try:
+            for response in call:
+                watch.heard()
+                yield replay.take(response)
+        except grpc.RpcError as error:
+            if watch.fired:
+                raise ClientError("no heartbeat came") from error
+            raise ClientError(f"{error.code().name}: {error.details()}") from error
+        finally:
+            watch.stop()
+            call.cancel()
+        replay.finish()
 
     def _messages(self, session: Session) -> Iterator[list[MarketEvent]]:
         while True:
