@@ -174,3 +174,39 @@ async def test_everything_of_history_is_described_and_routed(rest: Rest) -> None
                 status, _, body = await rest.ask(f"{filled}?nothing=1", method=verb.upper())
                 assert status == 400, path
                 assert "nothing" in json.loads(body)["error"]["message"]
+
+
+@pytest.mark.parametrize("listener", ["all", "storage"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        f"/api/v1/history/stream?instruments={INSTRUMENT}&kinds=EVENT_KIND_TRADE&{RANGE}",
+        f"/api/v1/history/replay?instruments={INSTRUMENT}&kinds=EVENT_KIND_TRADE&{RANGE}"
+        "&pace=REPLAY_PACE_UNPACED",
+    ],
+    ids=["stream", "replay"],
+)
+async def test_streams_come_as_lines_and_as_server_sent_events(
+    rest: Rest, path: str, listener: str
+) -> None:
+    status, headers, lines = await rest.ask(path, listener=listener)
+    assert (status, headers["content-type"]) == (200, "application/json")
+    assert headers["cache-control"] == "no-store"
+    accept = {"accept": "text/event-stream"}
+    status, headers, events = await rest.ask(path, listener=listener, headers=accept)
+    assert (status, headers["content-type"]) == (200, "text/event-stream")
+    bare = [json.loads(line) for line in lines.splitlines()]
+    sent = [json.loads(line.removeprefix(b"data: ")) for line in events.splitlines() if line]
+    for messages in (bare, sent):
+        found = [event for message in messages for event in message["events"]]
+        ids = [event["trade"]["trade_id"] for event in found if "trade" in event]
+        assert ids == [str(number + 1) for number in range(20_000)]
+        assert found[-1]["stream_status"]["state"] == "STREAM_STATE_ENDED"
+
+
+async def test_a_refused_stream_has_its_status_and_the_envelope(rest: Rest) -> None:
+    status, headers, body = await rest.ask(
+        "/api/v1/history/stream?instruments=nothing&kinds=EVENT_KIND_TRADE"
+    )
+    assert (status, headers["content-type"]) == (400, "application/json")
+    assert json.loads(body)["success"] is False

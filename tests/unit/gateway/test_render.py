@@ -78,6 +78,14 @@ def test_a_call_that_says_how_long_it_may_take_has_a_limit_of_its_own() -> None:
     assert header["append_action"] == "ADD_IF_ABSENT"
 
 
+@pytest.mark.parametrize("name", ["StreamEvents", "ReplayMarketData", "ExportEvents"])
+def test_streams_of_history_have_no_time_limit_and_no_envelope(name: str) -> None:
+    config = rendered(GatewaySettings())
+    found = route(config, f"/marketprism.history.v1.HistoryService/{name}")
+    assert (found["route"]["timeout"], found["route"]["idle_timeout"]) == ("0s", "0s")
+    assert found["typed_per_filter_config"]["envoy.filters.http.lua"]["name"] == "stream"
+
+
 def test_the_bidirectional_stream_has_no_time_limit() -> None:
     assert route(rendered(GatewaySettings()), f"{MARKET}Subscribe")["route"]["timeout"] == "0s"
 
