@@ -15,15 +15,14 @@ Design: https://github.com/nats-io/nats-architecture-and-design (ADR-13, ADR-37,
 
 import asyncio
 import contextlib
-import json
 import random
-import secrets
 from collections.abc import Callable, Sequence
 
 from services.shared.errors import MarketPrismError
 from services.shared.jetstream.api import message_headers
 from services.shared.jetstream.connection import server_urls
 from services.shared.jetstream.pull_connection import PullConnection, Received
+from services.shared.jetstream.pull_requests import PullRequests
 from services.shared.jetstream.pull_session import Dropped, begin_session, write_note
 from services.shared.jetstream.pull_types import (
     Lost,
@@ -38,17 +37,9 @@ from services.shared.log import get_logger
 __all__ = ["PullConsumer"]
 
 _NANOSECONDS = 1_000_000_000
-_HEARTBEATS_MISSED = 3
 _STOP_SECONDS = 2.0
 _LOST_LOG_SECONDS = 60.0
 _SETTLED_SECONDS = 5.0
-_PULL_OVER = (
-    b"NATS/1.0 408",
-    b"NATS/1.0 404",
-    b"NATS/1.0 409 Batch Completed",
-    b"NATS/1.0 409 Message Size Exceeds MaxBytes",
-)
-_TOO_LARGE = b"NATS/1.0 409 Message Size Exceeds MaxBytes"
 
 
 class PullConsumer:
@@ -84,13 +75,8 @@ class PullConsumer:
         self._session: PullSession | None = None
         self._broken: asyncio.Future[str] | None = None
         self._changed = asyncio.Event()
-        self._inbox = ""
-        self._pull = 0
-        self._pull_is_open = False
-        self._pull_single = False
-        self._wanted = 0
+        self._requests = PullRequests(stream, durable, self._options)
         self._delivered = 0
-        self._heard = 0.0
         self._first_arrival: float | None = None
         self._handed_over = 0
         self._handed_over_count = 0
@@ -142,7 +128,7 @@ class PullConsumer:
                 received = self._connection.received
                 if self._first_arrival is not None:
                     limit = self._first_arrival + self._options.linger
-                    if not self._pull_is_open or loop.time() >= limit:
+                    if not self._requests.is_open or loop.time() >= limit:
                         return self._take(self._session, received)
             self._changed.clear()
             with contextlib.suppress(TimeoutError):
@@ -279,16 +265,15 @@ class PullConsumer:
         self._handed_over_count = self._oldest_handed_over = 0
         self._pending = begun.pending
         self._delivered = 0
-        self._pull_is_open = self._pull_single = False
         self._first_arrival = None
         self._broken = loop.create_future()
-        self._inbox = f"{connection.inbox}.m.{secrets.token_hex(4)}"
-        connection.collect(f"{self._inbox}.*", begun.ack_floor, self._on_status)
+        answers = self._requests.begin(connection)
+        connection.collect(answers, begun.ack_floor, self._on_status)
         connection.on_readable_end = self._end_of_read
         self._noted = begun.read_sequence
         self._noted_at = loop.time()
         self._tell_lost(self._dropped.begin(begun))
-        self._ask()
+        self._requests.ask()
         if not quiet:
             self._log.info("reading", after=begun.ack_floor, pending=begun.pending)
 
@@ -306,8 +291,7 @@ class PullConsumer:
                 return connection.closed.result()
             if self._broken.done():
                 return self._broken.result()
-            silent = loop.time() - self._heard
-            if self._pull_is_open and silent > self._options.heartbeat * _HEARTBEATS_MISSED:
+            if silent := self._requests.silence():
                 return f"no heartbeat for {silent:.0f} s"
             self._tell_lost(await self._dropped.check(connection, self._stream, self._read))
             if loop.time() > self._noted_at + self._options.note:
@@ -337,11 +321,12 @@ class PullConsumer:
     def _break(self, reason: str) -> None:
         if self._broken is not None and not self._broken.done():
             self._session = None
+            self._requests.end()
             self._broken.set_result(reason)
 
     def _end_session(self, reason: str) -> None:
         self._session = None
-        self._pull_is_open = False
+        self._requests.end()
         if reason:
             if reason != self._last_error:
                 self._log.warning("not reading", reason=reason)
@@ -365,35 +350,7 @@ class PullConsumer:
             "max_ack_pending": options.batch_messages * 4,
         }
 
-    # Pulling.
-
-    def _ask(self) -> None:
-        """Pull for what there is room for, when that is worth it."""
-        connection, options = self._connection, self._options
-        if connection is None or self._session is None or self._pull_is_open:
-            return
-        received = connection.received
-        room = options.batch_messages - len(received)
-        room_bytes = options.batch_bytes - received.payload_bytes
-        if self._pull_single and not received.payloads:
-            wanted: dict[str, object] = {"batch": 1}
-            room = 1
-        elif room * 2 < options.batch_messages or room_bytes * 2 < options.batch_bytes:
-            return
-        else:
-            wanted = {"batch": room, "max_bytes": room_bytes}
-        self._pull_single = False
-        self._pull += 1
-        self._pull_is_open = True
-        self._wanted = room
-        self._heard = asyncio.get_running_loop().time()
-        wanted["expires"] = round(options.expires * _NANOSECONDS)
-        wanted["idle_heartbeat"] = round(min(options.heartbeat, options.expires / 2) * _NANOSECONDS)
-        connection.publish(
-            f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._durable}",
-            json.dumps(wanted).encode(),
-            f"{self._inbox}.{self._pull}",
-        )
+    # What comes.
 
     def _take(self, session: PullSession, received: Received) -> PullBatch:
         connection = self._connection
@@ -406,10 +363,8 @@ class PullConsumer:
         self._handed_over_count += len(received)
         if not self._oldest_handed_over:
             self._oldest_handed_over = first_stored
-        self._ask()
+        self._requests.ask()
         return PullBatch(session, received, pending, first_stored, last_stored)
-
-    # What comes.
 
     def _end_of_read(self) -> None:
         connection = self._connection
@@ -418,8 +373,7 @@ class PullConsumer:
         count = connection.delivered - self._delivered
         if not count:
             return
-        loop = asyncio.get_running_loop()
-        self._heard = loop.time()
+        self._requests.heard()
         sequence, consumer_sequence, _, self._pending = reply_place(connection.last_reply)
         if consumer_sequence != connection.delivered:
             self._break(
@@ -432,35 +386,28 @@ class PullConsumer:
         self._repeated, connection.repeated = self._repeated + connection.repeated, 0
         self._dropped.came(self._read, connection.position, count)
         self._read = max(self._read, sequence, connection.position)
-        self._wanted -= count
-        if self._wanted <= 0:
-            self._pull_is_open = False
-            self._ask()
+        self._requests.came(count)
         if self._first_arrival is None and connection.received.payloads:
-            self._first_arrival = self._heard
+            self._first_arrival = asyncio.get_running_loop().time()
             self._changed.set()
-        if not self._pull_is_open:
+        if not self._requests.is_open:
             self._changed.set()
 
     def _on_status(self, subject: bytes, _reply: bytes, header: bytes, _payload: bytes) -> None:
-        self._heard = asyncio.get_running_loop().time()
+        self._requests.heard()
         if header.startswith(b"NATS/1.0 100"):
             self._on_heartbeat(message_headers(header))
-        elif header.startswith(_PULL_OVER):
-            if int(subject.rpartition(b".")[2]) != self._pull:
-                return
-            connection = self._connection
-            nothing = connection is not None and not connection.received.payloads
-            self._pull_single = nothing and header.startswith(_TOO_LARGE)
-            self._pull_is_open = False
+            return
+        over = self._requests.is_over(subject, header)
+        if over:
             # Not from within the parser: what this read brought is not counted yet.
             asyncio.get_running_loop().call_soon(self._after_pull)
-        else:
+        elif over is None:
             status = header[9:].partition(b"\r\n")[0].decode(errors="replace")
             self._break(f"the consumer ended: {status}")
 
     def _after_pull(self) -> None:
-        self._ask()
+        self._requests.ask()
         self._changed.set()
 
     def _on_heartbeat(self, headers: dict[str, str]) -> None:
