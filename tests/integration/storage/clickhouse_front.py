@@ -53,12 +53,14 @@ class Front:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         if time.monotonic() < self.away_until:
             return web.Response(status=503, text="away")
-        body = decompressed(await request.read(), request.headers.get("Content-Encoding", ""))
         query = dict(request.query)
         if request.content_type.startswith("multipart/"):
+            # The driver sends what is too long for a URL as a form.
             form = await request.post()
             query |= {name: str(value) for name, value in form.items()}
             body = b""
+        else:
+            body = decompressed(await request.read(), request.headers.get("Content-Encoding", ""))
         return await asyncio.to_thread(self.answer, query, body)
 
     def answer(self, query: dict[str, str], body: bytes) -> web.Response:

@@ -32,6 +32,7 @@ from tests.integration.storage.rollup_tools import (
 )
 from tests.integration.storage.store_tools import open_store
 
+FRONT = Path(__file__).with_name("clickhouse_front.py")
 PROCESS = "tests.integration.storage.rollup_process"
 EVERYTHING = (*ROLLUP_TABLES, "trade", "best_bid_offer", "applied_rollup")
 
@@ -194,6 +195,30 @@ async def test_a_killed_process_loses_and_doubles_nothing(tmp_path: Path) -> Non
         rows = await engine.query("SELECT stream_sequence FROM trade FINAL ORDER BY 1")
         assert len(rows) > 1000
         await check(engine, [trade_at(place) for (place,) in rows])
+
+
+async def test_a_server_is_asked_the_same(tmp_path: Path) -> None:
+    """Over HTTP, with marks that are too long for a URL."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, FRONT, tmp_path / "data", cwd=tmp_path, stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    try:
+        line = (await process.stdout.readline()).decode()
+        assert line.startswith("listening on"), "the HTTP front did not start"
+        async with open_store(tmp_path, url=f"http://127.0.0.1:{line.split()[-1]}") as engine:
+            rollups = Rollups(engine)
+            inserted: list[events_pb2.Trade] = []
+            for batch in (range(1, 300), range(300, 310)):
+                placed = [(3 * number, trade_at(number)) for number in batch]
+                await store(engine, "trade", placed)
+                await rollups.catch_up()
+                inserted += [each for _, each in placed]
+            await check(engine, inserted)
+            await rollups.close()
+    finally:
+        process.kill()
+        await process.wait()
 
 
 async def test_rows_that_come_out_of_order_are_rolled_up(engine: Engine) -> None:
