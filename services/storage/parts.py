@@ -1,5 +1,7 @@
 """The parts that answer HistoryService, each a few RPCs over the store."""
 
+import asyncio
+
 from services.storage.book_history import BookHistory
 from services.storage.candle_calls import CandleCalls
 from services.storage.coverage import CoverageLists
@@ -18,10 +20,12 @@ from services.storage.stream_events import EventStreams
 __all__ = ["make_parts"]
 
 
-def make_parts(engine: Engine, settings: StorageSettings, answers: Answers) -> list[object]:
-    """Give one object for each group of RPCs."""
+def make_parts(
+    engine: Engine, settings: StorageSettings, answers: Answers, stopping: asyncio.Event
+) -> list[object]:
+    """Give one object for each group of RPCs; streams end when `stopping` is set."""
     known = KnownInstruments(engine)
-    streams = OpenStreams(settings.replay.max_streams)
+    streams = OpenStreams(settings.replay.max_streams, stopping)
     return [
         EventLists(engine, known, answers),
         Export(engine, known),

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import time
 from bisect import bisect_right
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -12,7 +12,12 @@ from marketprism.history.v1 import history_service_pb2 as pb
 from marketprism.market.v1 import market_event_pb2
 
 from services.marketdata.wire import timestamp
-from services.shared.errors import Internal, MarketPrismError, ResourceExhausted
+from services.shared.errors import (
+    Internal,
+    MarketPrismError,
+    ResourceExhausted,
+    Unavailable,
+)
 from services.shared.log import get_logger
 from services.shared.parts import Context
 from services.storage.engine import Engine
@@ -38,10 +43,21 @@ _T = TypeVar("_T")
 class OpenStreams:
     """Counts the streams of the past that are at work, and refuses too many."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, stopping: asyncio.Event | None = None) -> None:
         self._most = most
+        self.stopping = stopping or asyncio.Event()
+        """Set when the server stops: each stream ends with a last message."""
         self.count = 0
         """Streams at work."""
+
+    def check_running(self) -> None:
+        """Raise `Unavailable` (SERVER_STOPPING) when the server stops."""
+        if self.stopping.is_set():
+            raise Unavailable(
+                "the server is stopping; go on from where this stream stood",
+                reason="SERVER_STOPPING",
+                retry_after=1.0,
+            )
 
     @contextlib.contextmanager
     def one(self) -> Iterator[None]:
@@ -98,10 +114,12 @@ class MarketReplay:
         asked = self._read(request)
         with self._streams.one():
             await asked.selection.check_known(self._engine, self._known)
-            run = _Run(self._engine, self._settings, self._clock, asked)
+            run = _Run(self._engine, self._settings, self._clock, asked, self._streams.stopping)
+            messages = run.messages()
             try:
-                async for message in run.messages():
+                async for message in messages:
                     yield message
+                    self._streams.check_running()
             except Exception as error:
                 told = error if isinstance(error, MarketPrismError) else Internal("it failed here")
                 if told is not error:
@@ -109,6 +127,7 @@ class MarketReplay:
                 yield run.ended(told.reason, told.message)
                 raise told from error
             finally:
+                await messages.aclose()
                 await run.close()
 
     def _read(self, request: pb.ReplayMarketDataRequest) -> _Asked:
@@ -141,7 +160,12 @@ class _Run:
     """One replay."""
 
     def __init__(
-        self, engine: Engine, settings: ReplaySettings, clock: Clock, asked: _Asked
+        self,
+        engine: Engine,
+        settings: ReplaySettings,
+        clock: Clock,
+        asked: _Asked,
+        stopping: asyncio.Event,
     ) -> None:
         self._engine = engine
         self._settings = settings
@@ -152,8 +176,9 @@ class _Run:
         self._spoke = clock.now()
         self._merged: LiveOrder | None = None
         self._reading: asyncio.Task[Any] | None = None
+        self._stopping = asyncio.get_running_loop().create_task(stopping.wait())
 
-    async def messages(self) -> AsyncIterator[bytes]:
+    async def messages(self) -> AsyncGenerator[bytes, None]:
         """Give the whole replay."""
         asked, engine = self._asked, self._engine
         selection, start, end = asked.selection, asked.range.start, asked.range.end
@@ -181,8 +206,9 @@ class _Run:
                 yield beat
             rows = more.result()
             sending = self._send(rows) if asked.pacer.speed is None else self._send_paced(rows)
-            async for message in sending:
-                yield message
+            async with contextlib.aclosing(sending):
+                async for message in sending:
+                    yield message
         async for beat in self._until(asked.pacer.due(end)):
             yield beat
         self._position = end
@@ -194,10 +220,11 @@ class _Run:
 
     async def close(self) -> None:
         """Let go of everything."""
-        if self._reading is not None:
-            self._reading.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await self._reading
+        for task in (self._stopping, self._reading):
+            if task is not None:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError, Exception):
+                    await task
         if self._merged is not None:
             await self._merged.close()
 
@@ -207,13 +234,13 @@ class _Run:
         gaps = await lasting_gaps(engine, selection, asked.start)
         return begin, gaps, await latest_states(engine, selection, asked.start)
 
-    async def _send(self, rows: Sequence[LiveRow]) -> AsyncIterator[bytes]:
+    async def _send(self, rows: Sequence[LiveRow]) -> AsyncGenerator[bytes, None]:
         packer, bounds = Packer(rows, self._most), self._bounds(rows)
         for items, place in packer.messages(0, len(rows)):
             self._position = max(self._position, bounds[place])
             yield self._message(items)
 
-    async def _send_paced(self, rows: Sequence[LiveRow]) -> AsyncIterator[bytes]:
+    async def _send_paced(self, rows: Sequence[LiveRow]) -> AsyncGenerator[bytes, None]:
         packer, bounds = Packer(rows, self._most), self._bounds(rows)
         dues = [self._asked.pacer.due(row[0]) for row in rows]
         begin = 0
@@ -238,17 +265,30 @@ class _Run:
         """Wait for what is read; give heartbeats when that is long."""
         while not reading.done():
             left = self._spoke + self._asked.heartbeat - self._clock.now()
-            await asyncio.wait((reading,), timeout=max(0.0, left))
+            await asyncio.wait(
+                (reading, self._stopping),
+                timeout=max(0.0, left),
+                return_when=asyncio.FIRST_COMPLETED,
+            )
             if not reading.done():
+                # Also when the server stops: the stream ends behind it.
                 yield self._beat()
 
     async def _until(self, due: float) -> AsyncIterator[bytes]:
         """Wait until something is due; give heartbeats when that is long."""
         while (now := self._clock.now()) < due:
             beat = self._spoke + self._asked.heartbeat
-            await self._clock.sleep(max(0.0, min(due, beat) - now))
-            if beat < due and self._clock.now() >= beat:
+            await self._sleep(max(0.0, min(due, beat) - now))
+            if self._stopping.done() or (beat < due and self._clock.now() >= beat):
                 yield self._beat()
+
+    async def _sleep(self, seconds: float) -> None:
+        """Wait, or until the server stops."""
+        sleeping = asyncio.ensure_future(self._clock.sleep(seconds))
+        try:
+            await asyncio.wait((sleeping, self._stopping), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            sleeping.cancel()
 
     def _beat(self) -> bytes:
         return self._message(status_item(_HEARTBEAT, self._position, "IDLE"))

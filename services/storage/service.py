@@ -107,7 +107,7 @@ class StorageService(BaseService):
     def register(self, server: grpc.aio.Server) -> None:
         """Add HistoryService, and ArchiveService for its backups."""
         assert self.answers is not None, "the service is not set up"
-        parts = make_parts(self.engine, self.settings, self.answers)
+        parts = make_parts(self.engine, self.settings, self.answers, self.stopping)
         parts.append(IngestCalls(self.ingest))
         PartsServicer(SERVICE, parts).add_to(server)
         backups = BackupCalls(

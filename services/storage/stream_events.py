@@ -1,7 +1,7 @@
 """StreamEvents: everything stored of a range in the order of its time, as fast as it is read."""
 
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from typing import Any, Final
 
 from marketprism.history.v1 import history_service_pb2 as pb
@@ -132,9 +132,11 @@ class EventStreams:
             run = _Run(self._engine, self._settings, selection, asked, request)
             feeds = await run.open(place[1:] if place is not None else [])
             merged = Merged(feeds)
+            messages = run.messages(merged)
             try:
-                async for message in run.messages(merged):
+                async for message in messages:
                     yield message
+                    self._streams.check_running()
             except Exception as error:
                 told = error if isinstance(error, MarketPrismError) else Internal("it failed here")
                 if told is not error:
@@ -142,6 +144,7 @@ class EventStreams:
                 yield run.ended(told.reason, told.message)
                 raise told from error
             finally:
+                await messages.aclose()
                 await merged.close()
 
 
@@ -213,7 +216,7 @@ class _Run:
         )
         return [Segment(first, last, many) for first, last, many in rows if many]
 
-    async def messages(self, merged: Merged) -> AsyncIterator[bytes]:
+    async def messages(self, merged: Merged) -> AsyncGenerator[bytes, None]:
         """Give the whole stream."""
         yield self._message(status_item(_OPEN, self._range.start, "SUBSCRIBED"))
         while not merged.done:

@@ -13,7 +13,13 @@ from marketprism.history.v1 import history_service_pb2 as pb
 from marketprism.market.v1.market_event_pb2 import StreamState
 from marketprism.market.v1.order_book_pb2 import SNAPSHOT_REASON_SUBSCRIBED, OrderBookSnapshot
 
-from services.shared.errors import InvalidArgument, MarketPrismError, NotFound, ResourceExhausted
+from services.shared.errors import (
+    InvalidArgument,
+    MarketPrismError,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
 from services.storage.engine import Engine
 from services.storage.errors import StoreUnavailable
 from services.storage.known import KnownInstruments
@@ -412,6 +418,33 @@ async def test_a_failure_in_the_middle_is_told_in_the_stream(engine: Engine) -> 
         await read()
     assert statuses(got)[-1] == ("ENDED", "STORE_UNAVAILABLE")
     assert len(got) > 3
+
+
+@pytest.mark.parametrize("pace", ["UNPACED", "REAL_TIME"])
+async def test_a_server_that_stops_tells_so_at_once(engine: Engine, pace: str) -> None:
+    stopping = asyncio.Event()
+    streams = OpenStreams(1, stopping)
+    wanted = ReplaySettings(max_message_bytes=1024)
+    made = MarketReplay(engine, KnownInstruments(engine), wanted, streams, now=lambda: NOW)
+    tasks = asyncio.all_tasks()
+    # The first event is an hour away when it is paced.
+    asked = request(start=BEGIN - 3600 * SECOND, pace=pace)
+    stream = made.ReplayMarketData(asked, no_context())
+    got = [pb.ReplayMarketDataResponse.FromString(await anext(stream))]
+    asyncio.get_running_loop().call_later(0.1, stopping.set)
+
+    async def read() -> None:
+        async for each in stream:
+            got.append(pb.ReplayMarketDataResponse.FromString(each))
+            await asyncio.sleep(0.02)
+
+    with pytest.raises(Unavailable) as ended:
+        async with asyncio.timeout(20):
+            await read()
+    assert ended.value.reason == "SERVER_STOPPING"
+    assert statuses(got)[-1] == ("ENDED", "SERVER_STOPPING")
+    assert asyncio.all_tasks() == tasks
+    assert streams.count == 0
 
 
 BAD: list[tuple[dict[str, Any], str, str]] = [
