@@ -164,6 +164,15 @@ def _rest(kind: str, times: int = 1, **options: Any) -> Inject:
     return inject
 
 
+async def _no_history(scene: Scene) -> None:
+    """Lose a trade that the venue's history leaves out, too."""
+    for path in scene.rig.facts.trade_paths:
+        await scene.fault("rest_trades_missing", path=path, count=100, ids=1)
+    await scene.happened(await scene.fault("drop", stream="trade"))
+    # Faults end with the injection, and the history is asked more than once.
+    await scene.wait("GAP@TRADE")
+
+
 async def _any_happened(scene: Scene, faults: Sequence[int], times: int) -> None:
     deadline = time.monotonic() + 20
     while True:
@@ -341,6 +350,10 @@ CASES: tuple[Case, ...] = (
         "rest-slow", "REST answers after 3 s", _rest("rest_slow", seconds=3.0),
         _rest_words(("RESYNCING",), _TRADES),
         trades=_on_trades,
+    ),
+    Case(
+        "rest-holes", "a trade is lost, and REST's past trades leave it out", _no_history,
+        ("GAP@TRADE",), keeps_books=True, trades=True, venues=(*_BINANCE, "okx"),
     ),
     Case(
         "maintenance", "notice, then closed for 1.5 s", _maintenance,

@@ -202,7 +202,13 @@ class FollowedTrades:
         if not self.last:
             self.first = begin
         elif number <= self.last:
-            self.breaches.append(f"trade {number} came after {self.last}")
+            late = set(range(begin, number + 1))
+            if message.backfilled and late <= self.missing:
+                # What could not be fetched in time follows behind newer ones.
+                self.missing -= late
+                self.numbers.append(number)
+            else:
+                self.breaches.append(f"trade {number} came after {self.last}")
             return
         else:
             self.missing.update(range(self.last + 1, begin))

@@ -280,7 +280,8 @@ def _told_missing(scene: Scene, symbol: str) -> set[int]:
     found: set[int] = set()
     for entry in scene.entries(symbol):
         event = entry.event
-        if entry.event_kind == "TRADE" and event.first_missing_id:
+        named = entry.kind != "BACKFILLED" and event.first_missing_id
+        if entry.event_kind == "TRADE" and named:
             found.update(range(event.first_missing_id, event.last_missing_id + 1))
     return found
 

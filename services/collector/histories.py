@@ -85,7 +85,7 @@ class HistoryPages:
         self._wait = wait
         self._failed = failed
         self._left = hole.pages
-        self._error = "the venue does not answer"
+        self._error = "the venue's history has none of them"
 
     async def __aiter__(self) -> AsyncIterator[Page]:
         """Give the pages, until the hole is filled or there are no more."""

@@ -96,6 +96,18 @@ def test_trades_come_once_and_in_order() -> None:
     assert len(tape.breaches) == 2
 
 
+def test_a_trade_that_was_missing_may_come_behind_newer_ones_when_it_is_marked() -> None:
+    tape = FollowedTrades()
+    for message in (trade(5), trade(9)):
+        tape.on_trade(message)
+    late = trade(7)
+    late.backfilled = True
+    for _ in range(2):
+        tape.on_trade(late)
+    assert (tape.missing, tape.last) == ({6, 8}, 9)
+    assert tape.breaches == ["trade 7 came after 9"], "the second time it is there already"
+
+
 def test_a_book_is_held_against_the_truth_in_its_own_unit_and_within_its_horizon(
     book: FollowedBook,
 ) -> None:
