@@ -182,9 +182,10 @@ def _default_upstreams() -> dict[str, UpstreamSettings]:
         "collector": upstream("collector"),
         "marketdata": upstream("market"),
         "broker": upstream("broker"),
-        # Backups are made where the database is.
-        "storage": upstream("history", "archive"),
+        "storage": upstream("history"),
         "scheduler": upstream("scheduler", enabled=False),
+        # Storage serves its backups; whoever may restore one is not asked here who they are.
+        "archiver": upstream("archive", enabled=False),
         "monitoring": upstream("monitoring", enabled=False),
         "registry": upstream("registry", enabled=False),
     }
