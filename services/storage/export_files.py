@@ -91,7 +91,7 @@ class ArrowFile:
 
     content_type = "application/vnd.apache.arrow.stream"
     fmt = "ArrowStream"
-    settings = _ARROW_SETTINGS
+    settings: Mapping[str, Any] = _ARROW_SETTINGS
 
     def __init__(self) -> None:
         self.rows = 0
