@@ -59,8 +59,9 @@ class TradeBackfill:
 
     def fetch(self, feed: InstrumentFeed, first: int, last: int) -> None:
         """Fetch the trades of a hole that has just opened, for which others wait."""
-        self._start(feed, self._fill(feed, first, last, feed.trades.last_time), "missed trades")
-        self._start(feed, self._wait(feed, first), "the wait for missed trades")
+        self._start(
+            feed, self._fill_in_time(feed, first, last, feed.trades.last_time), "missed trades"
+        )
 
     def fetch_owed(self, feed: InstrumentFeed) -> None:
         """Fetch what an earlier process still owed, for which nothing waits."""
@@ -104,8 +105,16 @@ class TradeBackfill:
 
     # Inside
 
-    async def _wait(self, feed: InstrumentFeed, first: int) -> None:
-        await asyncio.sleep(self._settings.trade_wait_seconds)
+    async def _fill_in_time(self, feed: InstrumentFeed, first: int, last: int, since: int) -> None:
+        timer = asyncio.get_running_loop().call_later(
+            self._settings.trade_wait_seconds, self._end_wait, feed, first
+        )
+        try:
+            await self._fill(feed, first, last, since)
+        finally:
+            timer.cancel()
+
+    def _end_wait(self, feed: InstrumentFeed, first: int) -> None:
         missing = feed.trades.missing
         if missing is not None and missing[0] == first:
             self.on_wait_over(feed, first, time.time_ns())
