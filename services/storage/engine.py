@@ -88,6 +88,7 @@ class Engine:
             for number in range(self._settings.readers)
         ]
         self._all = [self._writer, *readers]
+        self._readers = asyncio.Queue()
         for reader in readers:
             self._readers.put_nowait(reader)
         await self.command("SELECT 1")
@@ -315,11 +316,15 @@ class Engine:
 
     @contextlib.asynccontextmanager
     async def _reader(self) -> AsyncIterator["_Worker"]:
-        reader = await self._readers.get()
+        if self._writer is None:
+            raise StoreUnavailable(f"{self.where} is not open yet; retry later")
+        # An engine that is opened anew has other readers.
+        readers = self._readers
+        reader = await readers.get()
         try:
             yield reader
         finally:
-            self._readers.put_nowait(reader)
+            readers.put_nowait(reader)
 
     async def _do(
         self, worker: "_Worker", run: Callable[[Client], _T], what: str, *, inserting: bool = False
