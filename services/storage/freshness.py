@@ -12,6 +12,7 @@ from services.storage.ingest import Ingest
 from services.storage.ingest_batch import Rows
 from services.storage.tables import TABLES, Table, varint
 from services.storage.validators import NANOS
+from services.storage.wire import stored_ns
 
 __all__ = ["Freshness", "late_instruments"]
 
@@ -121,6 +122,5 @@ def _decoded(table: Table, payload: bytes) -> Any:
 def _time(table: Table, event: Any) -> int:
     for name in (table.time.field, table.time.fallback):
         if name and event.HasField(name):
-            nanoseconds: int = getattr(event, name).ToNanoseconds()
-            return nanoseconds
+            return stored_ns(getattr(event, name))
     return 0

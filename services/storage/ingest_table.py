@@ -23,6 +23,7 @@ from services.storage.ingest_batch import Refused, Rows, store_good_rows
 from services.storage.ingest_settings import IngestSettings
 from services.storage.ingest_state import IngestState
 from services.storage.tables import Table
+from services.storage.wire import stored_ns
 
 __all__ = ["TableIngest"]
 
@@ -248,7 +249,7 @@ class TableIngest:
                 event = self.table.message.FromString(payload)
             except DecodeError:
                 continue
-            if (sequence, getattr(event, self._time_field).ToNanoseconds()) in found:
+            if (sequence, stored_ns(getattr(event, self._time_field))) in found:
                 held.add(sequence)
             else:
                 self.state.replaced += 1
@@ -326,7 +327,7 @@ class TableIngest:
             event = self.table.message.FromString(batch.received.payloads[-1])
         except DecodeError:
             return
-        received = getattr(event, self._time_field).ToNanoseconds() / 1e9
+        received = stored_ns(getattr(event, self._time_field)) / 1e9
         state.newest_event = max(state.newest_event, received)
 
     def _on_lost(self, lost: Lost) -> None:

@@ -5,12 +5,16 @@ https://protobuf.dev/programming-guides/encoding/
 """
 
 from collections.abc import Iterable
+from typing import Final
+
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.storage.tables import varint
 
-__all__ = ["field", "repeated"]
+__all__ = ["field", "repeated", "stored_ns"]
 
 _LENGTH_DELIMITED = 2
+_HALF: Final = 1 << 63
 
 
 def field(number: int, payload: bytes) -> bytes:
@@ -27,3 +31,12 @@ def repeated(number: int, payloads: Iterable[bytes]) -> bytes:
         encoded += varint(len(payload))
         encoded += payload
     return bytes(encoded)
+
+
+def stored_ns(time: Timestamp) -> int:
+    """Give the nanoseconds since 1970 that a table holds for an event's time.
+
+    Never raises: what no clock can show (nanos beyond a second, a year beyond 2262) wraps around at
+    64 bits, as it does in the database.
+    """
+    return (time.seconds * 1_000_000_000 + time.nanos + _HALF) % (2 * _HALF) - _HALF
