@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import NoReturn
 
@@ -18,7 +19,8 @@ def require_tool(name: str, hint: str) -> Path:
 
     `hint` says how to get it: `apt-get install docker-compose`.
     """
-    found = shutil.which(name)
+    beside = str(Path(sys.executable).parent)
+    found = shutil.which(name) or shutil.which(name, path=beside)
     if found is None:
         missing(f"needs the program {name}; get it with: {hint}")
     return Path(found)
