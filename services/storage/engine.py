@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
 
 import clickhouse_connect
 from clickhouse_connect.driver.client import Client
@@ -76,7 +77,7 @@ class Engine:
         """Where the data lies, without secrets."""
         if self._write_url is None:
             return f"embedded engine in {self._folder}"
-        return f"server {self._write_url.rpartition('@')[2]}"
+        return f"server {urlsplit(self._write_url).netloc.rpartition('@')[2]}"
 
     async def open(self) -> None:
         """Connect, and make the database when it is not there."""
@@ -103,7 +104,6 @@ class Engine:
 
     async def insert(self, table: Table, block: bytes) -> None:
         """Insert rows made by `tables.frame`, joined: all of them or none, in each partition."""
-        assert self._writer is not None, "the engine is not open"
 
         def run(client: Client) -> None:
             client.raw_insert(
@@ -114,13 +114,12 @@ class Engine:
                 settings={**self._schema_settings(table), **_ONE_BLOCK},
             )
 
-        await self._do(self._writer, run, f"insert into {table.name}", inserting=True)
+        await self._do(self._writing, run, f"insert into {table.name}", inserting=True)
 
     async def insert_rows(self, table: str, columns: Sequence[str], rows: Sequence[Row]) -> None:
         """Insert values, for small tables of our own."""
-        assert self._writer is not None, "the engine is not open"
         await self._do(
-            self._writer,
+            self._writing,
             lambda client: client.insert(table, list(rows), column_names=list(columns)),
             f"insert into {table}",
             inserting=True,
@@ -130,9 +129,8 @@ class Engine:
         self, table: str, block: bytes, fmt: str, columns: Sequence[str] | None = None
     ) -> None:
         """Insert a file's worth of rows in one of ClickHouse's formats."""
-        assert self._writer is not None, "the engine is not open"
         await self._do(
-            self._writer,
+            self._writing,
             lambda client: client.raw_insert(
                 table, column_names=columns, insert_block=block, fmt=fmt, settings=dict(_ONE_BLOCK)
             ),
@@ -147,9 +145,8 @@ class Engine:
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         """Run a statement that writes or changes something."""
-        assert self._writer is not None, "the engine is not open"
         await self._do(
-            self._writer,
+            self._writing,
             lambda client: client.command(
                 sql, parameters=dict(parameters or {}), settings=dict(settings or {})
             ),
@@ -158,8 +155,7 @@ class Engine:
 
     async def exclusively(self, run: Callable[[Client], _T], what: str) -> _T:
         """Give `run` the inserting client on its thread: meanwhile nothing is inserted by us."""
-        assert self._writer is not None, "the engine is not open"
-        return await self._do(self._writer, run, what)
+        return await self._do(self._writing, run, what)
 
     # Reading.
 
@@ -314,10 +310,16 @@ class Engine:
         wanted.update(settings or {})
         return wanted
 
+    @property
+    def _writing(self) -> "_Worker":
+        if self._writer is None:
+            raise StoreUnavailable("the database is not open yet; retry later")
+        return self._writer
+
     @contextlib.asynccontextmanager
     async def _reader(self) -> AsyncIterator["_Worker"]:
         if self._writer is None:
-            raise StoreUnavailable(f"{self.where} is not open yet; retry later")
+            raise StoreUnavailable("the database is not open yet; retry later")
         # An engine that is opened anew has other readers.
         readers = self._readers
         reader = await readers.get()

@@ -2,15 +2,29 @@
 
 from typing import Final
 
+from google.rpc import status_pb2  # type: ignore[import-untyped]  # it ships no type stubs
+
 from services.shared.errors import Internal, Unavailable
 
 __all__ = ["StoreRefused", "StoreUnavailable", "classify", "may_be_the_data"]
+
+_RETRY_SECONDS: Final = 1.0
 
 
 class StoreUnavailable(Unavailable):
     """The database cannot do it now: away, full, read-only. The same may work later."""
 
     default_reason = "STORE_UNAVAILABLE"
+
+    def to_status(self, request_id: str = "") -> status_pb2.Status:
+        """Give what a client is told: the message, with its SQL and addresses, is for our log."""
+        told = Unavailable(
+            "the database cannot answer now: it is away or overloaded; retry later",
+            reason=self.reason,
+            metadata=self.metadata,
+            retry_after=self.retry_after or _RETRY_SECONDS,
+        )
+        return told.to_status(request_id)
 
 
 class StoreRefused(Internal):
@@ -27,6 +41,15 @@ class StoreRefused(Internal):
         super().__init__(message, metadata={"code": code, "name": name})
         self.code = code
         self.name = name
+
+    def to_status(self, request_id: str = "") -> status_pb2.Status:
+        """Give what a client is told: the message, with its SQL, is for our log."""
+        told = Internal(
+            "the database refuses a question of the service's own; its log tells more",
+            reason=self.reason,
+            metadata=self.metadata,
+        )
+        return told.to_status(request_id)
 
 
 # Codes of ClickHouse that speak of the data of an insert. What is not among them counts as an
