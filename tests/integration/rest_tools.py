@@ -1,4 +1,4 @@
-"""A whole mesh in one process: simulated venue, broker, collector, marketdata, and Envoy."""
+"""A whole mesh in one process: simulated venue, broker, collector, and what serves it."""
 
 import asyncio
 import contextlib
@@ -19,11 +19,17 @@ from services.gateway.settings import (
 from services.marketdata.service import MarketDataService
 from services.marketdata.settings import MarketDataSettings
 from services.shared.settings import MeshSettings, NatsSettings, ServiceSettings
+from services.storage.service import StorageService
+from services.storage.settings import StorageSettings
 from tests.integration.collector_fixtures import Bench, bench
 from tests.integration.gateway_mesh import Answer
 from tests.integration.nats_tools import until
 
-PACKAGES = {"collector": "marketprism.collector.v1", "marketdata": "marketprism.market.v1"}
+PACKAGES = {
+    "collector": "marketprism.collector.v1",
+    "marketdata": "marketprism.market.v1",
+    "storage": "marketprism.history.v1",
+}
 
 
 @dataclass
@@ -64,7 +70,7 @@ async def rest_mesh(directory: Path, *, of: str = "deribit") -> AsyncIterator[Re
     """Run it, and give it when every book is in step and served through Envoy."""
     async with contextlib.AsyncExitStack() as stack:
         collected = await stack.enter_async_context(bench(directory, of=of, everything=True))
-        names = ("gateway", "marketdata")
+        names = ("gateway", "marketdata", "storage")
         mesh = MeshSettings(
             data_dir=directory / "var",
             nats=NatsSettings(url=collected.nats_url),
@@ -73,13 +79,15 @@ async def rest_mesh(directory: Path, *, of: str = "deribit") -> AsyncIterator[Re
         )
         service = MarketDataService(mesh, MarketDataSettings())
         await stack.enter_async_context(service.running())
+        storage = StorageService(mesh, StorageSettings())
+        await stack.enter_async_context(storage.running())
         upstreams = {
             each.name: UpstreamSettings(
                 packages=(PACKAGES[each.name],),
                 grpc_port=each.grpc_port,
                 http_port=each.http_port,
             )
-            for each in (collected.service, service)
+            for each in (collected.service, service, storage)
         }
         gateway = GatewayService(
             mesh,
@@ -101,5 +109,11 @@ async def rest_mesh(directory: Path, *, of: str = "deribit") -> AsyncIterator[Re
             return answer.status == 200 and answer.json()["data"]["exchanges"] != []
 
         await eventually(served, "books are served over REST")
+
+        async def stored() -> bool:
+            answer = await running.ask("/api/v1/history/trades/deribit/BTC-USD-PERP?page_size=1")
+            return answer.status == 200 and answer.json()["data"]["trades"] != []
+
+        await eventually(stored, "history is served over REST")
         await until(lambda: service.health()[0] == 200, "marketdata is ready")
         yield running
