@@ -149,7 +149,7 @@ class Ingest:
         if waiting:
             name = min(waiting, key=lambda each: waiting[each].failing_since or 0.0)
             state = waiting[name]
-            since = time.time() - (state.failing_since or 0.0)
+            since = time.monotonic() - (state.failing_since or 0.0)
             return DependencyStatus.degraded(
                 f"{_these(waiting)} have stored nothing for {since:.0f} s: {state.last_error}; "
                 "events wait in the broker",
@@ -157,7 +157,9 @@ class Ingest:
                 **facts,
             )
         lost = {
-            n: s for n, s in states.items() if time.time() < s.last_loss + _REMEMBER_LOSS_SECONDS
+            n: s
+            for n, s in states.items()
+            if s.last_loss and time.monotonic() < s.last_loss + _REMEMBER_LOSS_SECONDS
         }
         if lost:
             return DependencyStatus.degraded(

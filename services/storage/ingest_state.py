@@ -34,13 +34,13 @@ class IngestState:
     """Messages that the broker dropped before they were stored, at most."""
 
     last_loss: float = 0.0
-    """When the last of them was noticed, seconds since 1970; 0 when none was."""
+    """When the last of them was noticed, by the monotonic clock; 0 when none was."""
 
     retries: int = 0
     """Attempts that failed and were or are made again."""
 
     failing_since: float | None = None
-    """Since when a batch waits for the database or the broker, seconds since 1970."""
+    """Since when a batch waits for the database or the broker, by the monotonic clock."""
 
     store_failed: bool = False
     """Whether the last attempt failed because of the database."""
@@ -52,4 +52,4 @@ class IngestState:
     """When a batch was last finished, seconds since 1970; 0 when none was."""
 
     newest_event: float = 0.0
-    """Receive time of the newest stored event, seconds since 1970; 0 when none was."""
+    """Receive time of the event stored last, seconds since 1970; 0 when none was."""

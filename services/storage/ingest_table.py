@@ -107,7 +107,7 @@ class TableIngest:
         """Store a batch however long it takes, unless it comes again anyway."""
         delay = self._settings.retry_seconds
         set_aside: set[int] = set()
-        begun = time.time()
+        begun = time.monotonic()
         doubts = 0
         while True:
             try:
@@ -315,7 +315,7 @@ class TableIngest:
     def _succeeded(self, batch: PullBatch) -> None:
         state = self.state
         if state.failing_since is not None:
-            waited = time.time() - state.failing_since
+            waited = time.monotonic() - state.failing_since
             self._log.info("stored again", after_seconds=round(waited, 1))
         state.failing_since = None
         state.last_error = ""
@@ -328,8 +328,8 @@ class TableIngest:
         except DecodeError:
             return
         received = stored_ns(getattr(event, self._time_field)) / 1e9
-        state.newest_event = max(state.newest_event, received)
+        state.newest_event = received
 
     def _on_lost(self, lost: Lost) -> None:
         self.state.lost += lost.at_most
-        self.state.last_loss = time.time()
+        self.state.last_loss = time.monotonic()
