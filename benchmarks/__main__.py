@@ -1,13 +1,25 @@
 """`python -m benchmarks [NAME [OPTION ...]]`: runs all benchmarks, or one with its options.
 
-The soak takes ten minutes and is run by its name only.
+The soak takes ten minutes, and `store_queries` makes a hundred million trades: these are run by
+their names only.
 """
 
 import subprocess
 import sys
 
-_ALL = ("collector", "venues", "fanout", "book_views", "rest", "end_to_end")
-_NAMED = (*_ALL, "soak")
+_ALL = (
+    "collector",
+    "venues",
+    "fanout",
+    "book_views",
+    "rest",
+    "end_to_end",
+    "store_ingest",
+    "store_bytes",
+    "history_book",
+    "history_replay",
+)
+_NAMED = (*_ALL, "soak", "store_queries")
 
 
 def main() -> int:
