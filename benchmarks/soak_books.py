@@ -191,14 +191,25 @@ class Trades:
         number = message.venue_sequence or int(message.trade_id)
         begin = number - max(message.trade_count, 1) + 1
         if self.last and begin <= self.last:
-            return f"trade {begin}..{number} came after {self.last}"
-        if self.last and begin > self.last + 1:
-            self.holes.append((self.last + 1, begin - 1))
-        self.first = self.first or begin
-        self.last = number
+            if not (message.backfilled and self._fill(begin, number)):
+                return f"trade {begin}..{number} came after {self.last}"
+        else:
+            if self.last and begin > self.last + 1:
+                self.holes.append((self.last + 1, begin - 1))
+            self.first = self.first or begin
+            self.last = number
         self.count += 1
         self.backfilled += message.backfilled
         return ""
+
+    def _fill(self, begin: int, end: int) -> bool:
+        """Take what came late, behind newer trades; False when it was not missing."""
+        for place, (first, last) in enumerate(self.holes):
+            if first <= begin and end <= last:
+                parts = ((first, begin - 1), (end + 1, last))
+                self.holes[place : place + 1] = [part for part in parts if part[0] <= part[1]]
+                return True
+        return False
 
     def unexplained(self) -> list[tuple[int, int]]:
         """Holes of which the ledger does not say that they are missing."""

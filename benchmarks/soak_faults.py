@@ -84,6 +84,13 @@ _SMALL: Mapping[str, tuple[int, _Make]] = {
         _rebuilt_with("rest_429", count=_few, retry_after=lambda r: r.randint(0, 3)),
     ),
     "REST fails": (2, _rebuilt_with("rest_5xx", count=_few, status=lambda r: r.randint(500, 504))),
+    "past trades incomplete": (
+        1,
+        lambda r, s: [
+            {"kind": "rest_trades_missing", "ids": r.randint(2, 9)},
+            {"kind": "drop", "symbol": s, "count": _few(r, 20)},
+        ],
+    ),
     "REST is late": (2, _rebuilt_with("rest_slow", seconds=lambda r: _seconds(r, 0.5, 4))),
     "pings unanswered": (1, lambda r, _: [{"kind": "heartbeat_refusal", "count": _few(r)}]),
     "subscription silent": (

@@ -116,6 +116,17 @@ def test_a_trade_that_comes_twice_or_late_is_told() -> None:
     assert tape.on_trade(trade(8, count=3)) == ""
 
 
+def test_a_backfilled_trade_may_come_late_into_a_hole_and_only_there() -> None:
+    tape = Trades()
+    assert [tape.on_trade(trade(number)) for number in (1, 5)] == ["", ""]
+    late = trade(3)
+    assert "came after 5" in tape.on_trade(late), "only what is marked may come late"
+    late.backfilled = True
+    assert tape.on_trade(late) == ""
+    assert tape.unexplained() == [(2, 2), (4, 4)]
+    assert "came after 5" in tape.on_trade(late), "once"
+
+
 def test_a_follower_counts_breaches_and_takes_losses_from_the_ledger() -> None:
     follower = Follower("nats://127.0.0.1:1")
     follower._on_market_trade([_message("trade", trade(1)), _message("trade", trade(4))])
