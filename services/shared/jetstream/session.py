@@ -378,6 +378,8 @@ class PublishSession:
         task = self._loop.create_task(self._guard(work, what), name=f"{self._name}: {what}")
         self._work.add(task)
         task.add_done_callback(self._work.discard)
+        # A task that is cancelled before its first step never comes to await its work.
+        task.add_done_callback(lambda _: work.close())
         return task
 
     async def _guard(self, work: Coroutine[Any, Any, None], what: str) -> None:
