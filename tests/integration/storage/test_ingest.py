@@ -313,7 +313,7 @@ async def test_an_insert_whose_answer_is_lost_is_not_made_twice(
         flaky.away = False
         table = ingest.tables["trade"]
         await until(lambda: table.consumer.status.settled_sequence == 2000, "acknowledged")
-        assert table.state.retries >= 20
+        assert table.state.retries >= 5, "most answers were lost"
     each_once(await stored(flaky), 2000)
 
 
