@@ -4,7 +4,9 @@
 instruments, thirty days, prices that walk), starts the storage service on them, and asks it over
 gRPC at random places; one JSON line a question with the 50th and the 99th percentile. The floor is
 the smallest answer of the same server (`GetIngestStatus`), and for a page of trades the bare query
-in the database. Caches are off. The hardware is in the first line.
+in the database. Random ranges meet no cached answer, the newest trades do. Candles of trades that
+the rollups have not reached yet are computed on the fly: right after the trades were made these
+figures are those of a backlog. The hardware is in the first line.
 """
 
 import argparse
