@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from google.protobuf.timestamp_pb2 import Timestamp
 from marketprism.market.v1 import order_book_pb2
 
-from services.marketdata.wire import field, varint
+from services.shared.wire import field, varint
 
 __all__ = ["EPOCH", "EXCHANGE", "Updates", "paced", "snapshot", "symbol", "update"]
 

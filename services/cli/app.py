@@ -11,6 +11,7 @@ import typer
 from services.cli.backup_app import backup_app, restore
 from services.cli.completion import complete_exchange, complete_symbol
 from services.cli.failures import EXIT_FAILURE, readable_errors
+from services.cli.options import ConfigDir
 
 __all__ = ["app", "run"]
 
@@ -29,15 +30,6 @@ app.command(rich_help_panel="Store")(restore)
 
 _SOURCE, _PORTS, _SHOWN, _MARKET = "Where data comes from", "Ports", "Output", "Simulated markets"
 
-ConfigDir = Annotated[
-    Path | None,
-    typer.Option(
-        help="Directory of the configuration files.",
-        envvar="MARKETPRISM_CONFIG_DIR",
-        exists=True,
-        file_okay=False,
-    ),
-]
 DataDir = Annotated[
     Path | None,
     typer.Option(help="Directory of the state: JetStream, logs, registrations. Default: var."),

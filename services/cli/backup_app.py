@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from services.cli.failures import readable_errors
+from services.cli.options import ConfigDir
 
 __all__ = ["backup_app", "restore"]
 
@@ -17,15 +18,6 @@ backup_app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-ConfigDir = Annotated[
-    Path | None,
-    typer.Option(
-        help="Directory of the configuration files.",
-        envvar="MARKETPRISM_CONFIG_DIR",
-        exists=True,
-        file_okay=False,
-    ),
-]
 DataDir = Annotated[
     Path | None, typer.Option(help="Directory of the state. Default: that of services.yaml.")
 ]

@@ -5,7 +5,8 @@ already. Field numbers are those of `proto/marketprism/market/v1`; the tests hol
 the protobuf library.
 """
 
-from services.collector.wire import text_field, timestamp_field, uint_field, varint
+from services.collector.wire import text_field, timestamp_field, uint_field
+from services.shared.wire import varint
 
 __all__ = [
     "BestBidOfferEncoder",

@@ -8,22 +8,9 @@ The format is https://protobuf.dev/programming-guides/encoding/: a field is a ta
 (number << 3 | wire type), then a varint (wire type 0) or a length and bytes (wire type 2).
 """
 
-__all__ = ["message_field", "text_field", "timestamp_field", "uint_field", "varint"]
+from services.shared.wire import varint
 
-_NANOS_OF_MILLIS: tuple[bytes, ...]
-
-
-def varint(value: int) -> bytes:
-    """Encode a non-negative integer, or a negative int64 as its two's complement."""
-    if value < 0:
-        value += 1 << 64
-    out = bytearray()
-    while value > 127:
-        out.append(value & 127 | 128)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
+__all__ = ["message_field", "text_field", "timestamp_field", "uint_field"]
 
 _NANOS_OF_MILLIS = tuple(b"\x10" + varint(ms * 1_000_000) if ms else b"" for ms in range(1000))
 

@@ -16,13 +16,8 @@ from services.marketdata.ladder import (
 )
 from services.marketdata.live_book import Opening
 from services.marketdata.shared_view import SharedView
-from services.marketdata.wire import (
-    ORDER_BOOK_SNAPSHOT,
-    ORDER_BOOK_UPDATE,
-    event_item,
-    event_kind,
-    varint,
-)
+from services.marketdata.wire import ORDER_BOOK_SNAPSHOT, ORDER_BOOK_UPDATE, event_item, event_kind
+from services.shared.wire import varint
 
 __all__ = ["ConflatedView", "encode_update"]
 

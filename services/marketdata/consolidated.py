@@ -20,8 +20,9 @@ from services.marketdata.catalog import Key
 from services.marketdata.levels import MalformedLevelError
 from services.marketdata.live_book import LiveBook
 from services.marketdata.market import Market
-from services.marketdata.wire import field, timestamp
+from services.marketdata.wire import timestamp
 from services.shared.errors import NotFound
+from services.shared.wire import field
 
 __all__ = ["ConsolidatedBooks", "Pair", "Put"]
 

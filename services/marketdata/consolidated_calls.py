@@ -15,9 +15,10 @@ from services.marketdata.market import Market
 from services.marketdata.servicer import Context
 from services.marketdata.settings import StreamSettings
 from services.marketdata.validators import MAX_DEPTH
-from services.marketdata.wire import field, timestamp
+from services.marketdata.wire import timestamp
 from services.shared.errors import FieldViolation, InvalidArgument, Unavailable
 from services.shared.log import get_logger
+from services.shared.wire import field
 
 __all__ = ["ConsolidatedCalls"]
 

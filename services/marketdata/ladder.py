@@ -11,7 +11,7 @@ from typing import Final, TypeAlias
 from marketprism.market.v1 import order_book_pb2
 
 from services.marketdata.levels import MalformedLevelError, Side
-from services.marketdata.wire import field
+from services.shared.wire import field
 
 __all__ = [
     "ASKS",

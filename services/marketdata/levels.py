@@ -10,7 +10,7 @@ from decimal import Decimal, InvalidOperation
 
 from marketprism.market.v1 import common_pb2, order_book_pb2
 
-from services.marketdata.wire import field
+from services.shared.wire import field
 
 __all__ = ["BookLevels", "MalformedLevelError", "Side"]
 

@@ -1,8 +1,8 @@
 """What unary answers share."""
 
 from services.marketdata.catalog import Key
-from services.marketdata.wire import field
 from services.shared.paging import write_token
+from services.shared.wire import field
 
 __all__ = ["metadata_of", "next_page"]
 

@@ -15,9 +15,10 @@ from services.marketdata.market import Market
 from services.marketdata.responses import metadata_of, next_page
 from services.marketdata.servicer import Context
 from services.marketdata.validators import check_batch_size, check_depth, check_states
-from services.marketdata.wire import field, timestamp, varint
+from services.marketdata.wire import timestamp
 from services.shared.errors import Unavailable
 from services.shared.paging import page_after, page_size, read_token
+from services.shared.wire import field, varint
 
 __all__ = ["BookCalls"]
 

@@ -8,8 +8,8 @@ from services.marketdata.market import Market
 from services.marketdata.responses import next_page
 from services.marketdata.servicer import Context
 from services.marketdata.validators import check_instrument_kind
-from services.marketdata.wire import field
 from services.shared.paging import page_after, page_size, read_token
+from services.shared.wire import field
 
 __all__ = ["CatalogCalls"]
 

@@ -15,9 +15,10 @@ from services.marketdata.market import Market
 from services.marketdata.responses import metadata_of, next_page
 from services.marketdata.servicer import Context
 from services.marketdata.validators import check_event_kinds
-from services.marketdata.wire import ORDER_BOOK_SNAPSHOT, event_item, field
+from services.marketdata.wire import ORDER_BOOK_SNAPSHOT, event_item
 from services.shared.errors import Unavailable
 from services.shared.paging import page_after, page_size, read_token
+from services.shared.wire import field
 
 __all__ = ["EventCalls"]
 

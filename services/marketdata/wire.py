@@ -13,6 +13,8 @@ from typing import Final
 from google.protobuf.timestamp_pb2 import Timestamp
 from marketprism.market.v1 import market_event_pb2, order_book_pb2
 
+from services.shared.wire import LENGTH_DELIMITED, varint
+
 __all__ = [
     "BEST_BID_OFFER",
     "ORDER_BOOK_SNAPSHOT",
@@ -23,11 +25,9 @@ __all__ = [
     "event_item",
     "event_kind",
     "event_payload",
-    "field",
     "nanoseconds",
     "stream_status_item",
     "timestamp",
-    "varint",
     "with_reason",
 ]
 
@@ -51,28 +51,8 @@ BEST_BID_OFFER: Final[int] = _FIELDS["best_bid_offer"].number
 STREAM_STATUS: Final[int] = _FIELDS["stream_status"].number
 """Field of MarketEvent that carries a StreamStatus."""
 
-_LENGTH_DELIMITED = 2
 _REASON: Final[int] = order_book_pb2.OrderBookSnapshot.DESCRIPTOR.fields_by_name["reason"].number
 _NANOS = 1_000_000_000
-
-
-def varint(value: int) -> bytes:
-    """Encode an unsigned integer."""
-    if value < 0x80:
-        return bytes((value,))
-    if value < 0x4000:
-        return bytes((value & 0x7F | 0x80, value >> 7))
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-def field(number: int, payload: bytes) -> bytes:
-    """Encode a length-delimited field: a message, text or bytes."""
-    return b"%b%b%b" % (varint(number << 3 | _LENGTH_DELIMITED), varint(len(payload)), payload)
 
 
 def event_item(kind: int, payload: bytes) -> bytes:
@@ -80,7 +60,7 @@ def event_item(kind: int, payload: bytes) -> bytes:
 
     `kind` is the field of MarketEvent; `events` is field 1 of every stream's response.
     """
-    head = varint(kind << 3 | _LENGTH_DELIMITED) + varint(len(payload))
+    head = varint(kind << 3 | LENGTH_DELIMITED) + varint(len(payload))
     return b"\x0a%b%b%b" % (varint(len(head) + len(payload)), head, payload)
 
 

@@ -11,6 +11,7 @@ from marketprism.history.v1 import order_book_history_pb2 as books
 
 from services.shared.errors import NotFound
 from services.shared.parts import Context
+from services.shared.wire import field
 from services.storage.book_figures import depth_point, spread_point
 from services.storage.book_store import BASE_WINDOW, BookStore, base_among
 from services.storage.book_verdict import BookJudge
@@ -28,7 +29,6 @@ from services.storage.validators import (
     time_ns,
     time_range,
 )
-from services.storage.wire import field
 
 __all__ = ["BookHistory"]
 

@@ -8,7 +8,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from services.storage.tables import varint
+from services.shared.wire import varint
 
 __all__ = ["DIGITS", "BookSide", "decimal_text", "units"]
 

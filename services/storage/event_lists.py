@@ -11,6 +11,7 @@ from marketprism.history.v1 import history_service_pb2 as pb
 from marketprism.market.v1 import events_pb2
 
 from services.shared.parts import Context
+from services.shared.wire import field
 from services.storage.engine import Engine
 from services.storage.gaps import gaps_touching
 from services.storage.http_cache import Answers, Encoded
@@ -27,7 +28,7 @@ from services.storage.validators import (
     page_size,
     time_range,
 )
-from services.storage.wire import field, repeated
+from services.storage.wire import repeated
 
 __all__ = ["EventLists"]
 

@@ -7,10 +7,11 @@ from typing import Any, Final
 
 from google.protobuf.message import DecodeError, Message
 
+from services.shared.wire import varint
 from services.storage.http_cache import Answers
 from services.storage.ingest import Ingest
 from services.storage.ingest_batch import Rows
-from services.storage.tables import TABLES, Table, varint
+from services.storage.tables import TABLES, Table
 from services.storage.validators import NANOS
 from services.storage.wire import stored_ns
 

@@ -11,8 +11,9 @@ from typing import Final
 
 from google.protobuf.message import DecodeError, Message
 
+from services.shared.wire import varint
 from services.storage.errors import StoreRefused
-from services.storage.tables import STREAM_CREATED_FIELD, STREAM_SEQUENCE_FIELD, varint
+from services.storage.tables import STREAM_CREATED_FIELD, STREAM_SEQUENCE_FIELD
 
 __all__ = ["Refused", "Rows", "frame_rows", "store_good_rows"]
 

@@ -10,6 +10,7 @@ from marketprism.history.v1 import history_service_pb2 as pb
 
 from services.shared.errors import NotFound
 from services.shared.parts import Context
+from services.shared.wire import field
 from services.storage.engine import Engine
 from services.storage.gaps import gaps_touching, touching
 from services.storage.integrity_days import DAY, Counts, DayLedger, Held, day_entry
@@ -26,7 +27,7 @@ from services.storage.validators import (
     page_size,
     time_range,
 )
-from services.storage.wire import field, repeated
+from services.storage.wire import repeated
 
 __all__ = ["Integrity"]
 

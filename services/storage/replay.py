@@ -76,6 +76,26 @@ class OpenStreams:
         finally:
             self.count -= 1
 
+    async def told(
+        self, messages: AsyncGenerator[bytes, None], ended: Callable[[str, str], bytes]
+    ) -> AsyncGenerator[bytes, None]:
+        """Give the messages, and when they fail the last one, `ended(reason, message)`.
+
+        REST clients see no trailers, so whatever ends a stream is told within it, and then raised.
+        """
+        try:
+            async for message in messages:
+                yield message
+                self.check_running()
+        except Exception as error:
+            told = error if isinstance(error, MarketPrismError) else Internal("it failed here")
+            if told is not error:
+                get_logger().exception("a stream of the past failed")
+            yield ended(told.reason, told.message)
+            raise told from error
+        finally:
+            await messages.aclose()
+
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
@@ -115,19 +135,13 @@ class MarketReplay:
         with self._streams.one():
             await asked.selection.check_known(self._engine, self._known)
             run = _Run(self._engine, self._settings, self._clock, asked, self._streams.stopping)
-            messages = run.messages()
             try:
-                async for message in messages:
-                    yield message
-                    self._streams.check_running()
-            except Exception as error:
-                told = error if isinstance(error, MarketPrismError) else Internal("it failed here")
-                if told is not error:
-                    get_logger().exception("a replay failed")
-                yield run.ended(told.reason, told.message)
-                raise told from error
+                async with contextlib.aclosing(
+                    self._streams.told(run.messages(), run.ended)
+                ) as messages:
+                    async for message in messages:
+                        yield message
             finally:
-                await messages.aclose()
                 await run.close()
 
     def _read(self, request: pb.ReplayMarketDataRequest) -> _Asked:

@@ -9,8 +9,8 @@ from typing import Any, Final
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.marketdata.wire import stream_status_item
+from services.shared.wire import field
 from services.storage.validators import NANOS
-from services.storage.wire import field
 
 __all__ = ["Packer", "position_field", "status_item"]
 

@@ -8,10 +8,11 @@ from marketprism.market.v1 import market_event_pb2
 
 from services.marketdata.patterns import Pattern
 from services.shared.errors import FieldViolation, InvalidArgument, ResourceExhausted
+from services.shared.wire import varint
 from services.storage.engine import Engine
 from services.storage.known import KnownInstruments
 from services.storage.replay_settings import ReplaySettings
-from services.storage.tables import TABLES, Table, varint
+from services.storage.tables import TABLES, Table
 from services.storage.validators import check_event_kinds
 
 __all__ = ["LEDGER", "Selection", "item_sql", "read_selection", "received"]

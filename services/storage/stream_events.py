@@ -1,5 +1,6 @@
 """StreamEvents: everything stored of a range in the order of its time, as fast as it is read."""
 
+import contextlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from typing import Any, Final
@@ -7,9 +8,8 @@ from typing import Any, Final
 from marketprism.history.v1 import history_service_pb2 as pb
 from marketprism.market.v1 import market_event_pb2
 
-from services.shared.errors import Internal, MarketPrismError
-from services.shared.log import get_logger
 from services.shared.parts import Context
+from services.shared.wire import field
 from services.storage.engine import Engine, Row
 from services.storage.known import KnownInstruments
 from services.storage.paging import bad_token, read_token, write_token
@@ -21,7 +21,6 @@ from services.storage.replay_selection import LEDGER, Selection, item_sql, read_
 from services.storage.replay_settings import ReplaySettings
 from services.storage.tables import Table
 from services.storage.validators import MAX_TIME, TimeRange, time_range
-from services.storage.wire import field
 
 __all__ = ["EventStreams"]
 
@@ -132,19 +131,13 @@ class EventStreams:
             run = _Run(self._engine, self._settings, selection, asked, request)
             feeds = await run.open(place[1:] if place is not None else [])
             merged = Merged(feeds)
-            messages = run.messages(merged)
             try:
-                async for message in messages:
-                    yield message
-                    self._streams.check_running()
-            except Exception as error:
-                told = error if isinstance(error, MarketPrismError) else Internal("it failed here")
-                if told is not error:
-                    get_logger().exception("a stream of events failed")
-                yield run.ended(told.reason, told.message)
-                raise told from error
+                async with contextlib.aclosing(
+                    self._streams.told(run.messages(merged), run.ended)
+                ) as messages:
+                    async for message in messages:
+                        yield message
             finally:
-                await messages.aclose()
                 await merged.close()
 
 

@@ -17,6 +17,7 @@ from google.protobuf.message import Message
 from marketprism.collector.v1 import integrity_event_pb2
 from marketprism.market.v1 import common_pb2, events_pb2, instrument_pb2, order_book_pb2
 
+from services.shared.wire import varint
 from services.storage.columns import (
     DECIMAL,
     WIDE_DECIMAL,
@@ -33,7 +34,6 @@ __all__ = [
     "Table",
     "create_statement",
     "frame",
-    "varint",
 ]
 
 STREAM_SEQUENCE_FIELD: Final = 1000
@@ -275,16 +275,6 @@ def _type(item: FieldDescriptor) -> str:
         FieldDescriptor.TYPE_UINT32: "uint32",
         FieldDescriptor.TYPE_UINT64: "uint64",
     }[item.type]
-
-
-def varint(value: int) -> bytes:
-    """Encode an unsigned integer as protobuf does."""
-    encoded = bytearray()
-    while value > 127:
-        encoded.append(value & 127 | 128)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)
 
 
 _SEQUENCE_TAG: Final = varint(STREAM_SEQUENCE_FIELD << 3)

@@ -9,22 +9,16 @@ from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from services.storage.tables import varint
+from services.shared.wire import LENGTH_DELIMITED, varint
 
-__all__ = ["field", "repeated", "stored_ns"]
+__all__ = ["repeated", "stored_ns"]
 
-_LENGTH_DELIMITED = 2
 _HALF: Final = 1 << 63
-
-
-def field(number: int, payload: bytes) -> bytes:
-    """Encode a length-delimited field: a message, text or bytes."""
-    return b"%b%b%b" % (varint(number << 3 | _LENGTH_DELIMITED), varint(len(payload)), payload)
 
 
 def repeated(number: int, payloads: Iterable[bytes]) -> bytes:
     """Encode a repeated field of encoded messages."""
-    tag = varint(number << 3 | _LENGTH_DELIMITED)
+    tag = varint(number << 3 | LENGTH_DELIMITED)
     encoded = bytearray()
     for payload in payloads:
         encoded += tag

@@ -10,7 +10,8 @@ from marketprism.market.v1 import order_book_pb2 as pb
 
 from services.collector.book import OrderBook
 from services.collector.encoding import BestBidOfferEncoder, OrderBookEncoder, TradeEncoder
-from services.collector.wire import message_field, text_field, timestamp_field, uint_field, varint
+from services.collector.wire import message_field, text_field, timestamp_field, uint_field
+from services.shared.wire import varint
 
 int64 = st.integers(-(2**63), 2**63 - 1)
 uint64 = st.integers(0, 2**64 - 1)
