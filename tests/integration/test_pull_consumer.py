@@ -4,13 +4,15 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from services.broker.server import NatsServer
-from services.shared.jetstream import Connection
+from services.shared.jetstream import Connection, pull
 from services.shared.jetstream.api import api_request
 from services.shared.jetstream.pull import PullConsumer
+from services.shared.jetstream.pull_session import Begun, begin_session
 from services.shared.jetstream.pull_types import Lost, PullBatch, PullOptions
 from services.shared.publisher import Publisher
 from tests.integration.nats_tools import call, connected, make_stream, nats_server, until
@@ -328,6 +330,24 @@ async def test_two_that_share_a_durable_lose_nothing(
             )
         await publish(publisher, 2000, 10)
         await until(lambda: one.sequences[-1:] == [2010], "the one that is left reads on")
+
+
+async def test_what_comes_while_a_session_begins_is_not_sent_to_the_pull_before(
+    nats: NatsServer, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else each session would begin with messages that the last one's open pull had taken."""
+
+    async def begin(*args: Any, **named: Any) -> Begun:
+        begun = await begin_session(*args, **named)
+        await publish(publisher, 0, 10)
+        return begun
+
+    async with Pulling(nats.url) as pulling:
+        await until(lambda: pulling.consumer.session, "a session, its pull open")
+        monkeypatch.setattr(pull, "begin_session", begin)
+        pulling.consumer._break("asked for")
+        await until(lambda: pulling.sequences[:10] == list(range(1, 11)), "all is read")
+        assert pulling.consumer.status.sessions == 2
 
 
 async def test_a_consumer_of_another_form_is_told(nats: NatsServer) -> None:

@@ -236,6 +236,7 @@ class PullConsumer:
 
     async def _begin(self, connection: PullConnection) -> None:
         loop = asyncio.get_running_loop()
+        connection.stop_collecting()
         try:
             begun = await begin_session(
                 connection,

@@ -62,13 +62,23 @@ class PullConnection(Connection):
         self.position = 0
         self.last_reply = b""
 
+    def stop_collecting(self) -> None:
+        """End the subscription, so that the server forgets the pulls that are open on it.
+
+        It gives what it has to the oldest open pull that somebody listens to. A consumer that is
+        set back while its last pull is open would deliver everything there, where nothing is
+        collected any more.
+        """
+        if self._pull_sid:
+            self.unsubscribe(self._pull_sid)
+            self._pull_sid = b""
+
     def collect(self, subject: str, position: int, on_status: Handler) -> None:
         """Collect messages behind the stream sequence `position` that are sent to a subject.
 
         `on_status` gets what carries no reply subject: the end of a pull, heartbeats.
         """
-        if self._pull_sid:
-            self.unsubscribe(self._pull_sid)
+        self.stop_collecting()
         self.received = Received()
         self.delivered = 0
         self.position = position
